@@ -1,0 +1,42 @@
+"""Mini-CLIP: a miniature CLIP that trains on a laptop CPU, retrieves both ways and can be rerun by anyone.
+
+Data flows one way: config -> scenes, data -> encoders -> model -> loss, metrics -> training -> retrieval ->
+visualize -> command line and notebooks.
+"""
+
+from .archives import download
+from .config import PRESETS, Config, output_root, preset, save_result, set_seed
+from .data import CaptionedImages, DataError, load_dataset, load_image
+from .loss import contrastive_loss
+from .metrics import bootstrap, chance, ranks, ranks_from_embeddings, recall_at_k, summarise
+from .model import CheckpointError, MiniCLIP, load
+from .retrieval import Index
+from .training import Run, fit, load_or_fit
+
+__all__ = [
+    "PRESETS",
+    "CaptionedImages",
+    "CheckpointError",
+    "Config",
+    "DataError",
+    "Index",
+    "MiniCLIP",
+    "Run",
+    "bootstrap",
+    "chance",
+    "contrastive_loss",
+    "download",
+    "fit",
+    "load",
+    "load_dataset",
+    "load_image",
+    "load_or_fit",
+    "output_root",
+    "preset",
+    "ranks",
+    "ranks_from_embeddings",
+    "recall_at_k",
+    "save_result",
+    "set_seed",
+    "summarise",
+]

@@ -1,0 +1,132 @@
+"""Command line: ``miniclip download | train | evaluate | search`` (also ``python -m minicliplib``)."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from .archives import download
+from .config import PRESETS, preset
+from .data import DATASETS, image_files, load_dataset
+from .model import load
+from .retrieval import Index, evaluate
+from .training import fit, run_folder
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; a wrong input is one clear line on stderr and exit status 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"miniclip {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _download(options) -> None:
+    print(download(options.dataset, options.root, options.mirrors))
+
+
+def _train(options) -> None:
+    changes = {"data.root": options.root} if options.root else {}
+    for item in options.set:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes NAME=VALUE, e.g. train.epochs=3, not {item!r}.")
+        changes[name] = _value(value)
+    config = preset(options.preset).updated(**changes)
+    run = fit(config, options.out or run_folder(config))
+    columns = ["epoch", "loss", "log_batch", "logit_scale", "dev_mean_recall", "seconds"]
+    print(run.history[columns].round(3).to_string(index=False))
+    print(f"checkpoint, config and history: {run.folder}")
+
+
+def _value(text: str):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _evaluate(options) -> None:
+    data = load_dataset(options.data, options.split, options.root, options.limit)
+    report = evaluate(load(options.checkpoint), data, progress=True)
+    print(f"\n{options.checkpoint} on {data.name} {data.split}: {table(report)}")
+    if options.json:
+        Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
+
+
+def table(report: dict) -> str:
+    """Lay out what ``evaluate`` returns: recalls in percent with 95% intervals, and chance."""
+    scores, rows = report["scores"], {}
+    for way, label in (("image_to_text", "image->text"), ("text_to_image", "text->image")):
+        rows[label] = {}
+        for k, value in report["chance"][way].items():
+            low, high = report["interval"][way][k]
+            rows[label] |= {k: f"{scores[way][k]:.1%} [{low:.1%}, {high:.1%}]", f"{k} chance": f"{value:.1%}"}
+    return f"{scores['images']:,} images, {scores['captions']:,} captions\n{pd.DataFrame(rows).T.to_string()}"
+
+
+def _search(options) -> None:
+    model = load(options.checkpoint)
+    index = Index(model)
+    images = image_files(options.images) if options.images else load_dataset(options.data, options.split).images
+    index.add_images(images, progress=True)
+    query = Path(options.query) if options.by_image else options.query
+    for name, score in index.search(query, k=options.k):
+        print(f"{score:.3f}  {name}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="miniclip", description=__doc__.split("(")[0])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("download", _download, "fetch, verify and unpack a dataset")
+    sub.add_argument("dataset", help="flickr8k")
+    sub.add_argument("--root", help="where to unpack it (default: the data folder)")
+    sub.add_argument(
+        "--from", dest="mirrors", action="append", metavar="MIRROR", help="a URL, file URL or folder with the zips"
+    )
+
+    sub = command("train", _train, "train a model; run again to go on after an interruption")
+    sub.add_argument("--preset", default="sample", help=f"settings to start from: {', '.join(PRESETS)}")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting, e.g. train.epochs=3"
+    )
+    sub.add_argument("--root", help="where the dataset lies")
+    sub.add_argument("--out", help="folder of the run (default: named after the settings)")
+
+    sub = command("evaluate", _evaluate, "measure Recall@K both ways, with intervals and chance")
+    sub.add_argument("--data", default="flickr8k", help=f"dataset: {', '.join(DATASETS)}")
+    sub.add_argument("--checkpoint", default="flickr8k", help="shipped name, run folder or hub id")
+    sub.add_argument("--split", default="test", help="split to measure on")
+    sub.add_argument("--root", help="where the dataset lies")
+    sub.add_argument("--limit", type=int, help="use only the first so many images")
+    sub.add_argument("--json", metavar="FILE", help="write the numbers there, too")
+
+    sub = command("search", _search, "rank images for a sentence, or for another image")
+    sub.add_argument("query", help="a sentence; with --by-image the path of an image")
+    sub.add_argument("--by-image", action="store_true", help="take the query as the path of an image")
+    where = sub.add_mutually_exclusive_group()
+    where.add_argument("--images", metavar="FOLDER", help="your own images")
+    where.add_argument("--data", default="sample", help=f"or a dataset: {', '.join(DATASETS)}")
+    sub.add_argument("--split", default="test", help="split of the dataset")
+    sub.add_argument("--checkpoint", default="flickr8k", help="shipped name, run folder or hub id")
+    sub.add_argument("-k", type=int, default=5, help="how many results")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

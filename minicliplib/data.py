@@ -1,0 +1,281 @@
+"""Pictures and their captions: the datasets, how they are read and checked.
+
+Whatever the dataset, the result is one ``CaptionedImages``. To add a dataset, write its loader and give it
+a line in ``DATASETS``. Nothing here knows about models or tensors.
+"""
+
+import csv
+import io
+import os
+import re
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .config import data_root
+from .scenes import SIZES, make_scene
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
+GET_FLICKR8K = "Get a whole copy with: miniclip download flickr8k"
+ASSETS = Path(__file__).parent / "assets"
+
+
+class DataError(ValueError):
+    """A dataset, caption file or image is missing or damaged; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class CaptionedImages:
+    """Images, each with any number of captions: ``captions[i]`` belong to ``images[i]``."""
+
+    name: str
+    split: str
+    images: list[Path | Image.Image]  # files, or pictures already in memory
+    captions: list[list[str]]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def flat_captions(self) -> list[str]:
+        """All captions in one list, image by image."""
+        return list(chain.from_iterable(self.captions))
+
+    @property
+    def owner(self) -> np.ndarray:
+        """Which image each flat caption belongs to: (captions,) int64."""
+        return np.array([i for i, texts in enumerate(self.captions) for _ in texts], dtype=np.int64)
+
+    def load(self, i: int) -> Image.Image:
+        """Return image ``i`` in RGB."""
+        return load_image(self.images[i])
+
+    def subset(self, indices: Sequence[int]) -> "CaptionedImages":
+        """Return the images at ``indices``, in that order, with their captions."""
+        images, captions = [self.images[i] for i in indices], [self.captions[i] for i in indices]
+        return CaptionedImages(self.name, self.split, images, captions)
+
+
+def load_dataset(
+    name: str,
+    split: str = "train",
+    root: str | Path | None = None,
+    limit: int | None = None,
+    on_bad: str = "raise",
+) -> CaptionedImages:
+    """Load one split of a dataset from ``root`` (default: the data folder), at most ``limit`` images.
+
+    An unreadable image raises a ``DataError`` when it is used. With ``on_bad="skip"`` each image is decoded
+    now, which takes time, and unreadable ones are left out with a warning that names them.
+    """
+    if name not in DATASETS:
+        raise DataError(f"Unknown dataset {name!r}. Known: {', '.join(DATASETS)}.")
+    source = DATASETS[name]
+    if source.splits and split not in source.splits:
+        raise DataError(f"{name!r} has no split {split!r}. Known: {', '.join(source.splits)}.")
+    if on_bad not in ("raise", "skip"):
+        raise DataError(f"on_bad={on_bad!r} is not a choice. Known: raise, skip.")
+    if limit is not None and limit < 1:
+        raise DataError(f"limit={limit} leaves no image: give 1 or more, or None for all.")
+    root = Path(root).expanduser() if root else data_root() / name
+    data = source.load(root, split, limit)
+    return _without_unreadable(data) if on_bad == "skip" else data
+
+
+# ---- one image, one caption ------------------------------------------------------------------------
+
+
+def load_image(source: str | Path | Image.Image, hint: int | None = None) -> Image.Image:
+    """Return an image file or a picture in RGB, upright, on white where it was transparent.
+
+    With ``hint`` a large JPEG is decoded at a fraction of its size, several times faster; its shorter side
+    stays at least ``hint`` pixels.
+    """
+    try:
+        if isinstance(source, Image.Image):
+            return _to_rgb(source)
+        with Image.open(source) as image:
+            if hint:
+                image.draft("RGB", (hint, hint))
+            return _to_rgb(image)
+    except FileNotFoundError:
+        raise DataError(f"There is no image file {source}.") from None
+    except Exception as error:  # Pillow's decoders raise a dozen kinds, from OSError to struct.error
+        raise DataError(f"Cannot read the image {source} ({error}): replace it or leave it out.") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255, not scale
+        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """Return all image files in a folder and its subfolders, sorted; hidden ones are left out."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}: name the folder that holds your images.")
+    inside = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    visible = [path for path in inside if not any(part.startswith(".") for part in path.parts)]
+    return [folder / path for path in sorted(visible) if (folder / path).is_file()]
+
+
+def clean_caption(text: str) -> str:
+    """Undo the tokeniser's and the CSV's marks: ``'A dog " runs " .'`` becomes ``'A dog "runs".'``."""
+    text = " ".join(text.replace('""', '"').split())
+    if text.count('"') % 2 or re.fullmatch(r'"[^"]*"', text):  # one is stray, or they wrap the whole caption
+        text = " ".join(text.replace('"', " ").split())
+    text = re.sub(r'" ?(.*?) ?"', r'"\1"', text)
+    text = re.sub(r"(?<!\S)' | '(?!\S)", "", text)  # single quotes that stand alone
+    text = re.sub(r" ('s|n't)\b", r"\1", text)
+    return re.sub(r" ([.,;:!?)]+)(?!\w)", r"\1", text).replace("( ", "(")
+
+
+def _caption(text: str | None, where: str) -> str:
+    cleaned = clean_caption(text or "")
+    if not cleaned:
+        raise DataError(f"{where} has an empty caption: write one or delete the row.")
+    return cleaned
+
+
+def _without_unreadable(data: CaptionedImages) -> CaptionedImages:
+    good, faults = [], []
+    for i, image in enumerate(data.images):
+        try:
+            load_image(image, hint=1)  # the whole file is read, but decoded small
+            good.append(i)
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        message = f"Left out {len(faults)} of {len(data)} images of {data.name!r}:"
+        warnings.warn("\n  ".join([message, *faults]), stacklevel=3)
+    return data.subset(good)
+
+
+# ---- the datasets ----------------------------------------------------------------------------------
+
+
+def _load_sample(root: Path, split: str, limit: int | None) -> CaptionedImages:
+    scenes = [make_scene(split, index) for index in range(SIZES[split])[:limit]]
+    pictures, captions = [scene.render() for scene in scenes], [list(scene.captions) for scene in scenes]
+    return CaptionedImages("sample", split, pictures, captions)
+
+
+def _load_folder(root: Path, split: str, limit: int | None) -> CaptionedImages:
+    images = image_files(root)
+    if not images:
+        raise DataError(f"There is no image in {root}. Known kinds: {' '.join(sorted(EXTENSIONS))}.")
+    captions = {image.relative_to(root).as_posix(): [] for image in images}
+    if (root / "captions.csv").exists():
+        for where, name, text in _csv_rows(root / "captions.csv"):
+            if name not in captions:
+                raise DataError(f"{where} names an image that is not there: {name!r}.")
+            captions[name].append(text)
+    return CaptionedImages("folder", "all", images[:limit], list(captions.values())[:limit])
+
+
+def _load_flickr8k(root: Path, split: str, limit: int | None) -> CaptionedImages:
+    photos = _find(root, "Flicker8k_Dataset", "Flickr8k_Dataset", "Images")
+    texts = _find(root, "Flickr8k.token.txt", "captions.txt")
+    captions = defaultdict(list)
+    for _, name, text in _token_rows(texts) if texts.name == "Flickr8k.token.txt" else _csv_rows(texts):
+        captions[name].append(text)
+    lists = {s: _split_list(root, s) for s in DATASETS["flickr8k"].splits}
+    name, times = Counter(chain(*lists.values())).most_common(1)[0]
+    if times > 1:
+        raise DataError(f"{name} stands twice in the split lists in {root}. {GET_FLICKR8K}")
+    present = set(os.listdir(photos))
+    for name in lists[split]:
+        if name not in present:
+            raise DataError(f"The {split} photo {name} is missing from {photos}. {GET_FLICKR8K}")
+        if len(captions[name]) != 5:
+            raise DataError(f"{texts} has {len(captions[name])} captions for {name}, not 5. {GET_FLICKR8K}")
+    names = lists[split][:limit]
+    return CaptionedImages("flickr8k", split, [photos / n for n in names], [captions[n] for n in names])
+
+
+def _find(root: Path, *names: str) -> Path:
+    """Return the first of ``names`` in ``root`` or up to two folders deeper: copies in the wild differ."""
+    for name in names:
+        for pattern in (name, f"[!.]*/{name}", f"[!.]*/[!.]*/{name}"):
+            if found := sorted(root.glob(pattern)):
+                return found[0]
+    raise DataError(f"Flickr8k is not complete in {root}: no {' or '.join(names)}. {GET_FLICKR8K}")
+
+
+def _split_list(root: Path, split: str) -> list[str]:
+    """Return the photo names of a split, from the lists in ``root`` or else those of this package.
+
+    A list that holds official photos must be the official list: 6,000, 1,000 and 1,000 names.
+    """
+    file = f"Flickr_8k.{split}Images.txt"
+    official = _read(ASSETS / "flickr8k" / file).split()
+    try:
+        path = _find(root, file)
+    except DataError:  # Kaggle's layout has no lists
+        return official
+    names = _read(path).split()
+    handmade = names and not set(names) & set(official)
+    if not handmade and sorted(names) != sorted(official):
+        raise DataError(f"{path} is not the official list of {len(official)} photos. {GET_FLICKR8K}")
+    return names
+
+
+def _token_rows(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield (where, image, caption) from the authors' lines ``photo.jpg#0<tab>caption``."""
+    for number, line in enumerate(_read(path).splitlines(), 1):
+        where = f"Row {number} of {path}"
+        key, tab, text = line.partition("\t")
+        if not tab:
+            raise DataError(f"{where} is not 'photo.jpg#0<tab>caption': {line[:60]!r}. {GET_FLICKR8K}")
+        name = key.partition("#")[0].removesuffix(".1")  # one official key ends in ".jpg.1"
+        yield where, name, _caption(text, where)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield (where, image, caption) from a CSV with at least the columns image and caption."""
+    reader = csv.DictReader(io.StringIO(_read(path), newline=""), strict=True)
+    try:
+        columns = reader.fieldnames or []
+        for column in ("image", "caption"):
+            if column not in columns:
+                raise DataError(f"{path} has no column {column!r}. Its first row: {', '.join(columns)}.")
+        for row in reader:
+            where = f"Row {reader.line_num} of {path}"
+            if None in row:
+                raise DataError(f"{where} has too many columns: put quotes round a caption with a comma.")
+            yield where, (row["image"] or "").strip(), _caption(row["caption"], where)
+    except csv.Error as error:  # in the row after the last one read, though a quote may run on to the end
+        raise DataError(f"Row {reader.line_num + 1} of {path} is not sound CSV: {error}.") from error
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")  # Excel begins its UTF-8 with a mark
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: save it as 'CSV UTF-8'.") from error
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is known of a dataset: its loader, and its splits (none: one whole)."""
+
+    load: Callable[[Path, str, int | None], CaptionedImages]
+    splits: tuple[str, ...] = ()
+
+
+DATASETS = {
+    "sample": Source(_load_sample, tuple(SIZES)),
+    "flickr8k": Source(_load_flickr8k, ("train", "dev", "test")),
+    "folder": Source(_load_folder),
+}

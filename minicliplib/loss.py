@@ -1,0 +1,89 @@
+"""Contrastive losses on unit vectors: (B, E) images and (M, E) captions, with owners where M > B.
+
+``owner[j]`` is the row of the image that caption ``j`` belongs to. With one caption per image it is
+``arange(B)`` and every loss below has one positive per row.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch import distributed as dist
+
+
+def infonce(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor | None = None) -> Tensor:
+    """Symmetric InfoNCE (CLIP, figure 3): cross-entropy over rows and over columns, averaged.
+
+    No learning gives ln(B): collapsed embeddings exactly so.
+    """
+    if owner is not None and len(owner) != len(image):
+        raise ValueError("InfoNCE takes one caption per image; use the multi_positive or sigmoid loss for more.")
+    logits = scale * image @ text.T  # (B, B)
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def multi_positive(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor | None = None) -> Tensor:
+    """InfoNCE with all captions of an image as its positives (SupCon's L_out, Khosla et al. 2020, eq. 2).
+
+    An image's loss is the mean over its captions of the cross-entropy against the captions of *other*
+    images: two captions of one image never push each other away. With one caption each it equals
+    :func:`infonce`.
+    """
+    logits = scale * image @ text.T  # (B, M)
+    owner = torch.arange(len(image), device=logits.device) if owner is None else owner
+    positive = owner == torch.arange(len(image), device=logits.device)[:, None]  # (B, M)
+    others = logits.masked_fill(positive, -torch.inf).logsumexp(1, keepdim=True)  # (B, 1)
+    rows = F.softplus(others - logits)  # -log of exp(own) / (exp(own) + sum over other images' captions)
+    image_to_text = (rows * positive).sum(1) / positive.sum(1).clamp(min=1)
+    return (image_to_text.mean() + F.cross_entropy(logits.T, owner)) / 2
+
+
+def sigmoid(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor | None = None) -> Tensor:
+    """Pairwise sigmoid loss (SigLIP, Zhai et al. 2023, eq. 1), with the bias at -ln(M - 1), per image.
+
+    SigLIP learns the bias from -10; here it follows the batch, which puts the prior of a match at 1 in M.
+    """
+    logits = scale * image @ text.T - torch.log(torch.tensor(max(len(text) - 1.0, 1.0)))  # (B, M)
+    owner = torch.arange(len(image), device=logits.device) if owner is None else owner
+    positive = owner == torch.arange(len(image), device=logits.device)[:, None]
+    return -F.logsigmoid(torch.where(positive, logits, -logits)).sum() / len(image)
+
+
+LOSSES = {"infonce": infonce, "multi_positive": multi_positive, "sigmoid": sigmoid}
+
+
+def contrastive_loss(
+    name: str, image: Tensor, text: Tensor, scale: Tensor, owner: Tensor | None = None
+) -> Tensor:
+    """Compute a loss by name over the whole batch; under several processes, over all their batches together.
+
+    Raises:
+        ValueError: unknown name, a batch of fewer than two images (no negatives), or sizes that disagree.
+
+    """
+    if name not in LOSSES:
+        raise ValueError(f"Unknown loss {name!r}. Known: {', '.join(LOSSES)}.")
+    if dist.is_available() and dist.is_initialized():
+        image, text, owner = gather_with_gradient(image, text, owner)
+    if len(image) < 2:
+        raise ValueError("A contrastive loss needs at least two images in a batch: one pair has no negatives.")
+    if len(text) != len(image if owner is None else owner):
+        raise ValueError(f"{len(text)} captions do not match {len(image)} images; say which belongs to which.")
+    return LOSSES[name](image, text, scale, owner)
+
+
+def gather_with_gradient(
+    image: Tensor, text: Tensor, owner: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Concatenate the batches of all processes, letting gradients flow back to each one's own part.
+
+    Every process must hold equally many images and captions. Each computes the whole loss, so the sum
+    over processes of the gathered gradients, which DDP then averages, is the one-process gradient.
+    """
+    from torch.distributed.nn.functional import all_gather
+
+    if owner is not None:
+        parts = [torch.empty_like(owner) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, owner)
+        owner = torch.cat([part + rank * len(image) for rank, part in enumerate(parts)])
+    return torch.cat(all_gather(image)), torch.cat(all_gather(text)), owner

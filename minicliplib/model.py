@@ -1,0 +1,231 @@
+"""Mini-CLIP: two towers, two projection heads and a logit scale (Radford et al. 2021, figure 3)."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .config import Config, HeadConfig
+from .encoders import EncoderError, ImageEncoder, ImageLike, TextEncoder
+
+FORMAT = 1  # of the checkpoint folder: config.json + model.safetensors
+MAX_LOGIT_SCALE = math.log(100)  # CLIP, section 2.5: the scale is kept from growing past 100
+SHIPPED = Path(__file__).parent / "assets" / "checkpoints"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, or of another shape or version; the message says what to do."""
+
+
+class ProjectionHead(nn.Module):
+    """Maps a tower's features into the shared space: (B, D) -> (B, E); not yet of unit length."""
+
+    def __init__(self, width: int, config: HeadConfig):
+        super().__init__()
+        if config.kind not in ("linear", "mlp"):
+            raise ValueError(f"Unknown projection head {config.kind!r}. Known: linear, mlp.")
+        self.project = nn.Linear(width, config.dim)
+        self.residual = None
+        if config.kind == "mlp":
+            self.residual = nn.Sequential(
+                nn.GELU(), nn.Linear(config.dim, config.dim), nn.Dropout(config.dropout)
+            )
+            self.norm = nn.LayerNorm(config.dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B, E)."""
+        x = self.project(features)
+        return x if self.residual is None else self.norm(x + self.residual(x))
+
+
+class MiniCLIP(nn.Module, PyTorchModelHubMixin):
+    """An image tower and a text tower that share one space.
+
+    ``encode_image`` and ``encode_text`` are for users: anything in, unit vectors out. ``forward`` is for
+    training: it takes the cached hidden states of the frozen trunks and returns what the loss needs.
+    """
+
+    def __init__(self, config: Config | None = None, pretrained: bool = True):
+        super().__init__()
+        self.config = config or Config()
+        enc, heads = self.config.encoders, self.config.heads
+        self.image_encoder = ImageEncoder(enc.image, enc.image_trainable, pretrained)
+        self.text_encoder = TextEncoder(
+            enc.text, enc.text_trainable, enc.max_tokens, self.config.train.tower_dropout, pretrained
+        )
+        self.image_head = ProjectionHead(self.image_encoder.dim, heads)
+        self.text_head = ProjectionHead(self.text_encoder.dim, heads)
+        self.logit_scale = nn.Parameter(
+            torch.tensor(-math.log(self.config.loss.temperature)),
+            requires_grad=self.config.loss.learn_temperature,
+        )
+        self.eval()
+
+    @property
+    def dim(self) -> int:
+        """Width of the shared space."""
+        return self.config.heads.dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.logit_scale.device
+
+    def forward(self, image_hidden: Tensor, text_hidden: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Trunk outputs of B images and M captions -> unit vectors (B, E), (M, E) and the scale, at most 100."""
+        image = self.project_image(image_hidden)
+        text = self.project_text(text_hidden, text_mask)
+        return image, text, self.scale()
+
+    def scale(self) -> Tensor:
+        """Inverse temperature, at most 100."""
+        return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+
+    def project_image(self, hidden: Tensor) -> Tensor:
+        """Trunk output -> unit vectors (B, E) float32."""
+        return F.normalize(self.image_head(self.image_encoder.top(hidden)).float(), dim=-1)
+
+    def project_text(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Trunk output (B, T, D) and mask (B, T) -> unit vectors (B, E) float32."""
+        return F.normalize(self.text_head(self.text_encoder.top(hidden, mask)).float(), dim=-1)
+
+    @torch.inference_mode()
+    def encode_image(
+        self, images: Sequence[ImageLike] | ImageLike | Tensor, batch_size: int = 32, progress: bool = False
+    ) -> Tensor:
+        """Embed n images: paths, PIL images or prepared pixels (n, 3, h, w) -> (n, E) float32, unit length."""
+        if isinstance(images, ImageLike):
+            images = [images]
+        was_training, _ = self.training, self.eval()
+        out = torch.empty(len(images), self.dim, device=self.device)
+        for start in tqdm(range(0, len(images), batch_size), "images", disable=not progress):
+            batch = images[start : start + batch_size]
+            pixels = batch.to(self.device) if isinstance(batch, Tensor) else self.image_encoder.prepare(batch)
+            out[start : start + batch_size] = self.project_image(self.image_encoder.trunk(pixels))
+        self.train(was_training)
+        return out
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str] | str, batch_size: int = 128, progress: bool = False) -> Tensor:
+        """Embed n texts -> (n, E) float32, unit length; an empty text is a ``ValueError``."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        was_training, _ = self.training, self.eval()
+        out = torch.empty(len(texts), self.dim, device=self.device)
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # like lengths together: less padding
+        for start in tqdm(range(0, len(texts), batch_size), "texts", disable=not progress):
+            batch = order[start : start + batch_size]
+            ids, mask = self.text_encoder.prepare([texts[i] for i in batch])
+            out[batch] = self.project_text(self.text_encoder.trunk(ids, mask), mask)
+        self.train(was_training)
+        return out
+
+    # ---- checkpoints: config.json + model.safetensors, never pickle --------------------------------
+
+    def learned_state(self) -> dict[str, Tensor]:
+        """Return what training can change: the heads, the logit scale and the tuned tops, not the trunks."""
+        return {n: p.detach() for n, p in self.named_parameters() if p.requires_grad or n == "logit_scale"}
+
+    def load_learned_state(self, state: dict[str, Tensor]) -> None:
+        """Take over a ``learned_state``; another set of tensors or another shape is a ``CheckpointError``."""
+        own = self.learned_state()
+        if wrong := sorted(own.keys() ^ state.keys()):
+            raise CheckpointError(f"The checkpoint does not fit its config: tensor {wrong[0]!r} has no partner.")
+        for name, tensor in state.items():
+            if own[name].shape != tensor.shape:
+                raise CheckpointError(
+                    f"The checkpoint does not fit its config: {name!r} is {tuple(tensor.shape)}, "
+                    f"the model wants {tuple(own[name].shape)}."
+                )
+            own[name].copy_(tensor)
+
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> Path:
+        """Write the checkpoint to a folder, in half precision; a kill never leaves half a checkpoint."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {"format": FORMAT, "config": self.config.to_dict()}
+        tensors = {name: tensor.to(dtype).cpu().contiguous() for name, tensor in self.learned_state().items()}
+        write_atomically(folder / "config.json", lambda path: path.write_text(json.dumps(record, indent=1)))
+        write_atomically(folder / "model.safetensors", lambda path: save_file(tensors, path))
+        return folder
+
+    _save_pretrained = save  # what PyTorchModelHubMixin.save_pretrained and push_to_hub call
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, **_):
+        """Serve ``MiniCLIP.from_pretrained``: a local folder or a hub id."""
+        if Path(model_id).is_dir():
+            return load(model_id)
+        options = {"revision": revision, "cache_dir": cache_dir, "token": token}
+        options |= {"force_download": force_download, "local_files_only": local_files_only}
+        return load(snapshot_download(model_id, allow_patterns=["config.json", "model.safetensors"], **options))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` on a temporary neighbour of ``path``, then move it into place in one step."""
+    part = path.with_name(path.name + ".part")
+    write(part)
+    part.replace(path)
+
+
+def load(name: str | Path, device: str | torch.device = "cpu") -> MiniCLIP:
+    """Load a model by the name of a shipped checkpoint, a run or checkpoint folder, or a hub id.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is damaged, or of another shape or version.
+
+    """
+    shipped = sorted(path.name for path in SHIPPED.iterdir()) if SHIPPED.exists() else []
+    folder = SHIPPED / name if str(name) in shipped else Path(name)
+    if not folder.is_dir():
+        if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
+            return _load_from_hub(str(name)).to(device)
+        raise CheckpointError(
+            f"There is no checkpoint {str(name)!r}: name one of the shipped ({', '.join(shipped)}), "
+            "a folder with config.json and model.safetensors, or a hub id like 'user/model'."
+        )
+    return _load_folder(folder).to(device)
+
+
+def _load_folder(folder: Path) -> MiniCLIP:
+    try:
+        record = json.loads((folder / "config.json").read_text())
+        tensors = load_file(folder / "model.safetensors")
+        form, config = record["format"], record["config"]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder} is not a whole checkpoint ({type(error).__name__}: {error}): it needs config.json and "
+            "model.safetensors as written by MiniCLIP.save."
+        ) from error
+    if form != FORMAT:
+        raise CheckpointError(
+            f"{folder} has checkpoint format {form}, this version of minicliplib reads format {FORMAT}: "
+            "install the version that wrote it, or train again."
+        )
+    try:
+        model = MiniCLIP(Config.from_dict(config))
+    except EncoderError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} does not describe a model: {error}") from error
+    model.load_learned_state(tensors)
+    return model
+
+
+def _load_from_hub(name: str) -> MiniCLIP:
+    try:
+        return MiniCLIP.from_pretrained(name)
+    except CheckpointError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0][:120]
+        raise CheckpointError(
+            f"{name!r} is neither a folder here nor could it be fetched from the hub ({reason})."
+        ) from error

@@ -1,0 +1,184 @@
+"""Figures: every function takes plain data and returns a matplotlib ``Figure``; ``save`` writes it.
+
+One style, and a palette that colour-blind readers can tell apart (Okabe & Ito 2008, as in seaborn).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from .config import data_root, output_root
+from .data import load_image
+
+BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY = sns.color_palette("colorblind", 8)
+RIGHT, WRONG = GREEN, RED  # frames of retrieved items
+FREE_TO_SHOW = ("sample",)  # datasets whose pictures may be published
+
+sns.set_theme(
+    context="paper",
+    style="whitegrid",
+    palette="colorblind",
+    rc={"figure.dpi": 100, "savefig.dpi": 150, "savefig.bbox": "tight", "figure.constrained_layout.use": True},
+)
+
+
+def save(fig: Figure, name: str, dataset: str, photos: bool = False) -> Path:
+    """Write a figure to ``figures/<dataset>/<name>.png`` and return the path.
+
+    Photos of a dataset that may not be redistributed go to ``data_root()`` instead, which git ignores:
+    no committed file shows one.
+    """
+    root = data_root() if photos and dataset not in FREE_TO_SHOW else output_root()
+    path = root / "figures" / dataset / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path)
+    return path
+
+
+def _grid(rows: int, columns: int, cell: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    fig, axes = plt.subplots(rows, columns, figsize=(cell[0] * columns, cell[1] * rows), squeeze=False)
+    return fig, axes
+
+
+def _show(ax, image, title: str = "", frame=None, width: int = 30) -> None:
+    ax.imshow(load_image(image, hint=224).resize((224, 224)))
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(fill(title, width), fontsize=8)
+    ax.grid(False)
+    for spine in ax.spines.values():
+        spine.set(visible=frame is not None, color=frame, linewidth=4)
+
+
+def pairs(images: Sequence, captions: Sequence[str], columns: int = 4) -> Figure:
+    """Images with one caption each, in a grid."""
+    fig, axes = _grid(-(-len(images) // columns), columns, (2.2, 2.6))
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, caption in zip(axes.flat, images, captions, strict=False):
+        ax.axis("on")
+        _show(ax, image, caption)
+    return fig
+
+
+def captions_of(image, captions: Sequence[str], scores: Sequence[float] | None = None, right=None) -> Figure:
+    """One image and a list of captions beside it, with scores, coloured by whether each is right."""
+    fig, axes = plt.subplots(1, 2, figsize=(8, 2.6), width_ratios=[1, 2.2])
+    _show(axes[0], image)
+    axes[1].axis("off")
+    for i, caption in enumerate(captions):
+        colour = "black" if right is None else RIGHT if right[i] else WRONG
+        mark = "" if right is None else "✓ " if right[i] else "✗ "
+        text = f"{mark}{caption}" if scores is None else f"{scores[i]:.2f}  {mark}{caption}"
+        y = 1 - (i + 0.5) / len(captions)
+        axes[1].text(0, y, fill(text, 70), va="center", fontsize=9, color=colour)
+    return fig
+
+
+def histogram(values: Sequence[float], xlabel: str, ylabel: str, title: str = "", **options) -> Figure:
+    """Distribution of numbers, with its median marked."""
+    fig, ax = plt.subplots(figsize=(6, 3))
+    sns.histplot(values, ax=ax, color=BLUE, **options)
+    ax.axvline(np.median(values), color=ORANGE, linestyle="--", label=f"median {np.median(values):g}")
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    ax.legend()
+    return fig
+
+
+def bars(values: Mapping[str, float], xlabel: str, title: str = "", form: str = "{:,.0f}") -> Figure:
+    """Horizontal bars with their values written at the end."""
+    fig, ax = plt.subplots(figsize=(6, 0.8 + 0.28 * len(values)))
+    sns.barplot(x=list(values.values()), y=list(values), ax=ax, color=BLUE)
+    ax.bar_label(ax.containers[0], labels=[form.format(v) for v in values.values()], padding=3, fontsize=8)
+    ax.set(xlabel=xlabel, title=title)
+    ax.margins(x=0.12)
+    return fig
+
+
+def similarity(matrix, captions: Sequence[str], images: Sequence | None = None, title: str = "") -> Figure:
+    """Heat map of (images, captions) cosine similarities, thumbnails of the images along the left."""
+    matrix = np.asarray(matrix)
+    n, m = matrix.shape
+    fig, ax = plt.subplots(figsize=(2.8 + 0.55 * m, 2.2 + 0.5 * n))
+    sns.heatmap(
+        matrix, ax=ax, cmap="viridis", annot=True, fmt=".2f", annot_kws={"size": 7}, cbar_kws={"label": "cosine"}
+    )
+    ax.set(title=title, xlabel="caption", ylabel="image")
+    ax.set_xticklabels([fill(c, 26) for c in captions], rotation=40, ha="right", fontsize=7)
+    ax.set_yticklabels(range(n), rotation=0)
+    for i, image in enumerate(images or []):
+        ax.set_yticks([])
+        corner = ax.inset_axes([-0.5 / m - 0.6 / m, 1 - (i + 0.95) / n, 0.9 / m, 0.9 / n])
+        corner.imshow(load_image(image, hint=64).resize((64, 64)), aspect="auto")
+        corner.axis("off")
+        ax.yaxis.set_label_coords(-1.35 / m, 0.5)
+    return fig
+
+
+def training_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
+    """Loss with the line of no learning, dev recall, and the logit scale, for one run or several."""
+    fig, axes = plt.subplots(1, 3, figsize=(10, 3))
+    for colour, (name, history) in zip(sns.color_palette("colorblind"), histories.items(), strict=False):
+        for ax, column in zip(axes, ("loss", "dev_mean_recall", "logit_scale"), strict=True):
+            scale = 100 if column == "dev_mean_recall" else 1
+            ax.plot(history["epoch"], scale * history[column], "o-", ms=3, color=colour, label=name)
+    axes[0].axhline(history["log_batch"].iloc[0], color=GREY, linestyle="--", label="ln(batch): no learning")
+    axes[0].set(xlabel="epoch", ylabel="training loss (nats)", title="Loss", ylim=(0, None))
+    axes[1].set(xlabel="epoch", ylabel="mean Recall@1/5/10 (%)", title="Dev recall, both ways", ylim=(0, None))
+    axes[2].set(xlabel="epoch", ylabel="logit scale (1 / temperature)", title="Logit scale")
+    axes[0].legend(fontsize=8)
+    return fig
+
+
+WAYS = {"image_to_text": "image → text", "text_to_image": "text → image"}
+
+
+def recall_bars(scores: Mapping[str, dict], intervals: dict | None = None, ks=(1, 5, 10)) -> Figure:
+    """Recall@K both ways for several models side by side; ``intervals`` are those of the first."""
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
+    width = 0.8 / len(scores)
+    for ax, (way, label) in zip(axes, WAYS.items(), strict=True):
+        for i, (name, score) in enumerate(scores.items()):
+            heights = np.array([100 * score[way][f"R@{k}"] for k in ks])
+            error = None
+            if intervals and i == 0:
+                low, high = np.array([intervals[way][f"R@{k}"] for k in ks]).T * 100
+                error = [heights - low, high - heights]
+            drawn = ax.bar(np.arange(len(ks)) + i * width, heights, width, yerr=error, capsize=3, label=name)
+            ax.bar_label(drawn, fmt="%.1f", fontsize=7, padding=2)
+        ax.set_xticks(np.arange(len(ks)) + 0.4 - width / 2, [f"R@{k}" for k in ks])
+        pool = scores[next(iter(scores))]
+        ax.set_title(f"{label} ({pool['images']:,} images, {pool['captions']:,} captions)", fontsize=9)
+    axes[0].set(ylabel="Recall (%)", ylim=(0, 109))
+    axes[1].legend(loc="upper left", fontsize=8)
+    return fig
+
+
+def rank_histogram(ranks: Mapping[str, np.ndarray], pools: Mapping[str, int]) -> Figure:
+    """How far down the list the right item stands, both ways, on logarithmic bins from rank 1 to the pool."""
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3))
+    for ax, (way, label) in zip(axes, WAYS.items(), strict=True):
+        found = np.asarray(ranks[way]) + 1
+        edges = np.unique(np.geomspace(1, pools[way] + 1, 16).round())
+        ax.hist(found, bins=edges, weights=np.full(len(found), 100 / len(found)), color=BLUE, edgecolor="white")
+        ax.axvline(np.median(found), color=ORANGE, linestyle="--", label=f"median {np.median(found):g}")
+        ax.set(xscale="log", title=label, xlabel=f"rank of the right item, of {pools[way]:,}", ylabel="queries (%)")
+        ax.legend()
+    return fig
+
+
+def image_gallery(queries: Sequence[str], results: Sequence[Sequence[tuple]], right: Sequence) -> Figure:
+    """Text -> image: a row per query with its ``(image, score)`` results; the true image framed in green."""
+    k = max(len(row) for row in results)
+    fig, axes = _grid(len(queries), k + 1, (1.7, 1.85))
+    for row, (query, found, truth) in enumerate(zip(queries, results, right, strict=True)):
+        axes[row, 0].axis("off")
+        axes[row, 0].text(0.5, 0.5, fill(f"“{query}”", 22), ha="center", va="center", fontsize=9)
+        for ax, (image, score, is_right) in zip(axes[row, 1:], ((*f, t) for f, t in zip(found, truth, strict=True)), strict=True):
+            _show(ax, image, f"{score:.2f}", RIGHT if is_right else WRONG)
+    return fig

@@ -1,0 +1,443 @@
+"""Loaders, caption cleaning and image reading; the download is tested in test_archives.py."""
+
+import os
+import shutil
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minicliplib.data import (
+    ASSETS,
+    DATASETS,
+    CaptionedImages,
+    DataError,
+    clean_caption,
+    image_files,
+    load_dataset,
+    load_image,
+)
+
+SPLITS = {"train": ["c.jpg", "a.jpg"], "dev": ["b.jpg"], "test": ["d.jpg", "e.jpg"]}
+RAW = ["A dog .", 'A dog that says " woof " .', "A dog , running .", "dog", "The dog 's ball ."]
+CLEAN = ["A dog.", 'A dog that says "woof".', "A dog, running.", "dog", "The dog's ball."]
+
+
+def picture(path, color=(200, 100, 50), size=(12, 8)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path)
+
+
+def write(path, *lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_lists(folder):
+    for split, names in SPLITS.items():
+        write(folder / f"Flickr_8k.{split}Images.txt", *names)
+
+
+def token_lines():
+    names = sorted(n for names in SPLITS.values() for n in names)
+    # like the official file, with the key of a photo that no distribution holds
+    return [f"{n}#{k}\t{n[0]} {RAW[k]}" for n in [*names, "2258277193_586949ec62.jpg.1"] for k in range(5)]
+
+
+def original(root, photos="Flicker8k_Dataset", texts="."):
+    for name in "abcde":
+        picture(root / photos / f"{name}.jpg")
+    write(root / texts / "Flickr8k.token.txt", *token_lines())
+    write_lists(root / texts)
+    return root
+
+
+def kaggle(root):
+    for name in "abcde":
+        picture(root / "Images" / f"{name}.jpg")
+    rows = [line.split("#")[0] + "," + csv_field(line.split("\t")[1]) for line in token_lines()]
+    write(root / "captions.txt", "image,caption", *rows)
+    write_lists(root)
+    return root
+
+
+def csv_field(text):
+    return '"' + text.replace('"', '""') + '"' if set(text) & set(',"') else text
+
+
+# ---- captions and images in memory -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("A dog runs .", "A dog runs."),
+        ("  A   dog\truns\n", "A dog runs"),
+        ("A dog , a cat ; and a cow !", "A dog, a cat; and a cow!"),
+        ('"A dog runs ."', "A dog runs."),
+        ('""A dog runs .""', "A dog runs."),
+        ('A dog runs ."', "A dog runs."),
+        ('A shirt with " ADHD " on it', 'A shirt with "ADHD" on it'),
+        ('A shirt with "" ADHD "" on it', 'A shirt with "ADHD" on it'),
+        ('A sign that says , " Red Light . "', 'A sign that says, "Red Light."'),
+        ("A dog 's ball that does n't roll", "A dog's ball that doesn't roll"),
+        ("A sign with ' free hugs ' .", "A sign with free hugs."),
+        ("A slip 'n' slide at five o'clock", "A slip 'n' slide at five o'clock"),
+        ("A lens ( almost fish eye ) of S.C.U.B.A. divers", "A lens (almost fish eye) of S.C.U.B.A. divers"),
+        ("A .22 rifle", "A .22 rifle"),
+        ("Ein Café – draußen .", "Ein Café – draußen."),
+        (' " ', ""),
+    ],
+)
+def test_clean_caption(raw, clean):
+    assert clean_caption(raw) == clean
+    assert clean_caption(clean) == clean
+
+
+def test_owner_and_flat_captions_follow_the_images():
+    images = [Image.new("RGB", (2, 2), color) for color in ("red", "lime", "blue", "white")]
+    data = CaptionedImages("mine", "all", images, [["a", "b"], [], ["c"], ["d", "e", "f"]])
+    assert len(data) == 4
+    assert data.flat_captions == ["a", "b", "c", "d", "e", "f"]
+    assert data.owner.tolist() == [0, 0, 2, 3, 3, 3]
+    assert data.owner.dtype == np.int64
+    part = data.subset(np.array([3, 0]))
+    assert part.captions == [["d", "e", "f"], ["a", "b"]]
+    assert part.load(1).getpixel((0, 0)) == (255, 0, 0)
+    assert (part.name, part.split) == ("mine", "all")
+
+
+def test_owner_without_captions_is_an_empty_array_of_integers():
+    data = CaptionedImages("mine", "all", [Image.new("RGB", (2, 2))], [[]])
+    assert data.owner.shape == (0,)
+    assert data.owner.dtype == np.int64
+
+
+# ---- load_image ------------------------------------------------------------------------------------
+
+
+def test_transparency_becomes_white(tmp_path):
+    rgba = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
+    rgba.putpixel((1, 0), (0, 0, 0, 0))
+    rgba.save(tmp_path / "rgba.png")
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([255, 0, 0, 0, 0, 0])
+    palette.putpixel((1, 0), 1)
+    palette.save(tmp_path / "p.png", transparency=1)
+    palette.save(tmp_path / "bytes.png", transparency=b"\xff\x00")
+    for name in ("rgba.png", "p.png", "bytes.png"):
+        image = load_image(tmp_path / name)
+        assert image.mode == "RGB"
+        assert [image.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0), (255, 255, 255)], name
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
+    image = load_image(tmp_path / "deep.png")
+    assert [image.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (100, 100, 100), (255, 255, 255)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "file"), [("L", 90, "l.png"), ("1", 1, "1.png"), ("CMYK", 0, "c.jpg")]
+)
+def test_other_modes_become_rgb(tmp_path, mode, color, file):
+    Image.new(mode, (8, 8), color).save(tmp_path / file)
+    expected = {"L": (90, 90, 90), "1": (255, 255, 255), "CMYK": (255, 255, 255)}[mode]
+    image = load_image(str(tmp_path / file))
+    assert (image.mode, image.getpixel((4, 4))) == ("RGB", expected)
+
+
+def test_first_frame_of_a_gif(tmp_path):
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
+    assert load_image(tmp_path / "two.gif").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    image = Image.new("RGB", (20, 10), "white")
+    image.paste("black", (0, 0, 10, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise: what is stored on the left belongs on top
+    image.save(tmp_path / "turned.png", exif=exif)
+    upright = load_image(tmp_path / "turned.png")
+    assert upright.size == (10, 20)
+    assert (upright.getpixel((5, 2)), upright.getpixel((5, 17))) == ((0, 0, 0), (255, 255, 255))
+
+
+def test_hint_decodes_a_large_jpeg_small_but_not_below(tmp_path):
+    picture(tmp_path / "large.jpg", size=(1000, 600))
+    assert load_image(tmp_path / "large.jpg").size == (1000, 600)
+    assert load_image(tmp_path / "large.jpg", hint=224).size == (500, 300)
+    assert load_image(tmp_path / "large.jpg", hint=301).size == (1000, 600)
+    assert load_image(tmp_path / "large.jpg", hint=5000).size == (1000, 600)
+
+
+def test_a_picture_in_memory_is_copied(tmp_path):
+    image = Image.new("RGB", (2, 2), "red")
+    load_image(image).putpixel((0, 0), (0, 0, 0))
+    assert image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_images_load_in_threads(tmp_path):
+    for i in range(40):
+        picture(tmp_path / f"{i:02}.png", color=(i, 0, 0))
+    with ThreadPoolExecutor(8) as pool:
+        images = list(pool.map(load_image, image_files(tmp_path)))
+    assert [image.getpixel((0, 0))[0] for image in images] == list(range(40))
+
+
+def truncated(path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "gif", "webp"])
+def test_a_truncated_image_is_refused_by_name(tmp_path, extension):
+    path = truncated(tmp_path / f"cut.{extension}")
+    with pytest.raises(DataError, match=f"cut.{extension}"):
+        load_image(path)
+    with pytest.raises(DataError, match=f"cut.{extension}"):
+        load_image(path, hint=8)
+
+
+def test_what_is_no_image_is_refused_by_name(tmp_path):
+    write(tmp_path / "page.jpg", "<html>")
+    (tmp_path / "empty.jpg").touch()
+    for name in ("page.jpg", "empty.jpg", "absent.jpg", "."):
+        with pytest.raises(DataError, match=name):
+            load_image(tmp_path / name)
+
+
+def test_image_files_are_sorted_and_searched_in_subfolders(tmp_path):
+    for name in ("b.PNG", "sub/c.jpeg", "a.jpg", ".hidden/x.jpg", "._a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    write(tmp_path / "notes.txt", "no image")
+    (tmp_path / "folder.jpg").mkdir()
+    names = [path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path)]
+    assert names == ["a.jpg", "b.PNG", "sub/c.jpeg"]
+
+
+# ---- load_dataset ----------------------------------------------------------------------------------
+
+
+def test_unknown_names_are_refused_with_the_known():
+    with pytest.raises(DataError, match=r"'flickr9k'.*Known: sample, flickr8k, folder"):
+        load_dataset("flickr9k")
+    with pytest.raises(DataError, match=r"'val'.*Known: train, dev, test"):
+        load_dataset("flickr8k", "val")
+    with pytest.raises(DataError, match="ignore"):
+        load_dataset("sample", on_bad="ignore")
+    with pytest.raises(DataError, match="limit=0"):
+        load_dataset("sample", limit=0)
+
+
+def test_sample_needs_no_download():
+    data = load_dataset("sample", "dev", limit=3)
+    assert (len(data), data.name, data.split) == (3, "sample", "dev")
+    assert all(len(texts) == 5 and all(clean_caption(t) == t != "" for t in texts) for texts in data.captions)
+    assert data.load(2).mode == "RGB"
+    again = load_dataset("sample", "dev", limit=2)
+    assert again.captions == data.captions[:2]
+    assert DATASETS["sample"].splits == ("train", "dev", "test", "unseen")
+
+
+def test_root_defaults_to_the_data_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINICLIP_HOME", str(tmp_path))
+    original(tmp_path / "flickr8k")
+    assert len(load_dataset("flickr8k", "test")) == 2
+
+
+LAYOUTS = {
+    "original": original,
+    "spelt right": lambda root: original(root, photos="Flickr8k_Dataset"),
+    "two zips": lambda root: original(root, "Flickr8k_Dataset/Flicker8k_Dataset", "Flickr8k_text"),
+    "one deeper": lambda root: original(root / "archive").parent,
+    "kaggle": kaggle,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_flickr8k_layouts_give_the_same_captions_in_the_order_of_the_lists(tmp_path, layout):
+    root = LAYOUTS[layout](tmp_path)
+    for split, names in SPLITS.items():
+        data = load_dataset("flickr8k", split, root)
+        assert [path.name for path in data.images] == names
+        assert data.captions == [[f"{name[0]} {text}" for text in CLEAN] for name in names]
+        assert all(image.size == (12, 8) for image in map(data.load, range(len(data))))
+    assert [path.name for path in load_dataset("flickr8k", "test", root, limit=1).images] == ["d.jpg"]
+
+
+def official(split):
+    return (ASSETS / "flickr8k" / f"Flickr_8k.{split}Images.txt").read_text().split()
+
+
+def test_packaged_lists_are_the_official_splits():
+    lists = [official(split) for split in ("train", "dev", "test")]
+    assert [len(names) for names in lists] == [6000, 1000, 1000]
+    assert len(set().union(*lists)) == 8000
+    assert "2258277193_586949ec62.jpg" not in set().union(*lists)
+
+
+def test_kaggle_without_lists_gets_the_official_ones(tmp_path):
+    names = [name for split in ("train", "dev", "test") for name in official(split)]
+    (tmp_path / "Images").mkdir()
+    for name in names:
+        (tmp_path / "Images" / name).touch()
+    write(
+        tmp_path / "captions.txt",
+        "image,caption",
+        *(f"{name},Text {k} ." for name in names for k in range(5)),
+    )
+    test = load_dataset("flickr8k", "test", tmp_path)
+    assert [path.name for path in test.images] == official("test")
+    assert test.captions[0] == [f"Text {k}." for k in range(5)]
+
+
+def test_an_official_list_that_was_cut_off_is_refused(tmp_path):
+    original(tmp_path)
+    for names in (official("dev")[:400], [""]):
+        write(tmp_path / "Flickr_8k.devImages.txt", *names)
+        with pytest.raises(DataError, match=r"Flickr_8k.devImages.txt is not .* 1000 photos"):
+            load_dataset("flickr8k", "test", tmp_path)
+
+
+def broken_flickr8k(root, what):
+    if what in ("Images", "captions.txt"):
+        kaggle(root)
+    else:
+        original(root)
+    match what:
+        case "Flicker8k_Dataset" | "Images":
+            shutil.rmtree(root / what)
+        case "Flickr8k.token.txt" | "captions.txt":
+            (root / what).unlink()
+        case "e.jpg":
+            (root / "Flicker8k_Dataset" / what).unlink()
+        case "4 captions":
+            write(root / "Flickr8k.token.txt", *[line for line in token_lines() if "e.jpg#4" not in line])
+        case "Row 3":
+            lines = token_lines()
+            write(root / "Flickr8k.token.txt", *lines[:2], "d.jpg#0 no tab", *lines[2:])
+        case "a.jpg stands twice":
+            write(root / "Flickr_8k.testImages.txt", "d.jpg", "a.jpg")
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "Flicker8k_Dataset",
+        "Images",
+        "Flickr8k.token.txt",
+        "captions.txt",
+        "e.jpg",
+        "4 captions",
+        "Row 3",
+        "a.jpg stands twice",
+    ],
+)
+def test_a_broken_flickr8k_is_refused_by_its_fault(tmp_path, what):
+    broken_flickr8k(tmp_path, what)
+    with pytest.raises(DataError, match=f"{what}.*miniclip download flickr8k"):
+        load_dataset("flickr8k", "test", tmp_path)
+
+
+def test_missing_flickr8k_says_how_to_get_it(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere.*Flicker8k_Dataset.*miniclip download flickr8k"):
+        load_dataset("flickr8k", "test", tmp_path / "nowhere")
+
+
+# ---- the user's own folder -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.jpg", "a.png", "sub/c.jpg"):
+        picture(tmp_path / name)
+    return tmp_path
+
+
+def test_folder_without_captions(folder):
+    data = load_dataset("folder", root=folder)
+    assert [path.name for path in data.images] == ["a.png", "b.jpg", "c.jpg"]
+    assert data.captions == [[], [], []]
+    assert (data.flat_captions, data.split) == ([], "all")
+
+
+def test_folder_with_captions(folder):
+    rows = ["sub/c.jpg,A cat .", 'a.png,"A dog, ""running"" ."', "sub/c.jpg, Two cats"]
+    (folder / "captions.csv").write_text("\n".join(["image,caption", *rows]), encoding="utf-8-sig")
+    data = load_dataset("folder", "any", folder)
+    assert data.captions == [['A dog, "running".'], [], ["A cat.", "Two cats"]]
+    assert data.owner.tolist() == [0, 2, 2]
+    assert load_dataset("folder", root=folder, limit=1).captions == [['A dog, "running".']]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["image,text", "b.jpg,A dog"], r"captions.csv has no column 'caption'. Its first row: image, text"),
+        ([""], r"captions.csv has no column 'image'"),
+        (["image,caption", "b.jpg,A dog", "x.jpg,A cat"], r"Row 3 of .*captions.csv .*'x.jpg'"),
+        (["image,caption", "../b.jpg,A dog"], r"Row 2 of .*'../b.jpg'"),
+        (["image,caption", "b.jpg,A dog", 'b.jpg," "'], r"Row 3 of .* empty caption"),
+        (["image,caption", "b.jpg"], r"Row 2 of .* empty caption"),
+        (["image,caption", "b.jpg,A dog, running"], r"Row 2 of .* too many columns"),
+        (["image,caption", "b.jpg,A dog", 'b.jpg,"A dog', "a.png,A cat"], r"Row 3 of .* not sound CSV"),
+    ],
+)
+def test_a_bad_captions_file_is_refused_by_row(folder, lines, message):
+    write(folder / "captions.csv", *lines)
+    with pytest.raises(DataError, match=message):
+        load_dataset("folder", root=folder)
+
+
+def test_captions_in_another_encoding_are_refused(folder):
+    (folder / "captions.csv").write_bytes("image,caption\nb.jpg,Café".encode("latin-1"))
+    with pytest.raises(DataError, match=r"captions.csv is not UTF-8"):
+        load_dataset("folder", root=folder)
+
+
+def test_a_folder_that_is_missing_or_holds_no_image_is_refused(tmp_path):
+    with pytest.raises(DataError, match="nowhere"):
+        load_dataset("folder", root=tmp_path / "nowhere")
+    with pytest.raises(DataError, match=f"no image in {tmp_path}"):
+        load_dataset("folder", root=tmp_path)
+
+
+def test_a_corrupt_image_is_refused_when_used_or_skipped_by_option(folder):
+    truncated(folder / "cut.jpg")
+    write(folder / "captions.csv", "image,caption", "cut.jpg,A cut .", "sub/c.jpg,A cat .")
+    data = load_dataset("folder", root=folder)
+    assert len(data) == 4
+    with pytest.raises(DataError, match=r"cut.jpg"):
+        data.load(2)
+    with pytest.warns(UserWarning, match=r"Left out 1 of 4 images of 'folder':\n.*cut.jpg") as caught:
+        data = load_dataset("folder", root=folder, on_bad="skip")
+    assert caught[0].filename == __file__
+    assert [path.name for path in data.images] == ["a.png", "b.jpg", "c.jpg"]
+    assert data.captions == [[], [], ["A cat."]]
+
+
+# ---- the real captions -----------------------------------------------------------------------------
+
+
+def test_every_real_caption_comes_out_clean():
+    datasets = os.environ.get("MINICLIP_DATA") or Path(__file__).parents[2] / "shared" / "datasets"
+    zipped = Path(datasets) / "flickr8k" / "Flickr8k_text.zip"
+    if not zipped.exists():
+        pytest.skip(f"no {zipped}: set MINICLIP_DATA to a folder that holds flickr8k/Flickr8k_text.zip")
+    lines = zipfile.ZipFile(zipped).read("Flickr8k.token.txt").decode().splitlines()
+    captions = [clean_caption(line.split("\t")[1]) for line in lines]
+    assert len(captions) == 40460
+    assert all(captions)
+    assert not [
+        text for text in captions if "  " in text or " ." in text or " ," in text or text.count('"') % 2
+    ]
+    assert [clean_caption(text) for text in captions] == captions
