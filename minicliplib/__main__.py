@@ -75,7 +75,9 @@ def table(report: dict) -> str:
 def _search(options) -> None:
     model = load(options.checkpoint)
     index = Index(model)
-    images = image_files(options.images) if options.images else load_dataset(options.data, options.split).images
+    images = (
+        image_files(options.images) if options.images else load_dataset(options.data, options.split).images
+    )
     index.add_images(images, progress=True)
     query = Path(options.query) if options.by_image else options.query
     for name, score in index.search(query, k=options.k):
@@ -97,13 +99,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("dataset", help="flickr8k")
     sub.add_argument("--root", help="where to unpack it (default: the data folder)")
     sub.add_argument(
-        "--from", dest="mirrors", action="append", metavar="MIRROR", help="a URL, file URL or folder with the zips"
+        "--from",
+        dest="mirrors",
+        action="append",
+        metavar="MIRROR",
+        help="a URL, file URL or folder with the zips",
     )
 
     sub = command("train", _train, "train a model; run again to go on after an interruption")
     sub.add_argument("--preset", default="sample", help=f"settings to start from: {', '.join(PRESETS)}")
     sub.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting, e.g. train.epochs=3"
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a setting, e.g. train.epochs=3",
     )
     sub.add_argument("--root", help="where the dataset lies")
     sub.add_argument("--out", help="folder of the run (default: named after the settings)")

@@ -13,7 +13,7 @@ from urllib.request import url2pathname
 import requests
 from tqdm.auto import tqdm
 
-from .config import data_root
+from .config import data_root, hidden
 from .data import DATASETS, DataError, load_dataset
 
 ARCHIVES = {"flickr8k": ("Flickr8k_Dataset.zip", "Flickr8k_text.zip")}
@@ -108,7 +108,7 @@ def fetch(url: str, target: Path, progress: bool = True) -> None:
             total=total or None,
             unit="B",
             unit_scale=True,
-            disable=not progress,
+            disable=hidden(progress),
         )
         with bar, part.open("ab" if have else "wb") as file:
             for block in response.iter_content(1 << 16):
@@ -133,7 +133,7 @@ def unpack(archive: Path, target: Path, progress: bool = True) -> None:
             for member in members:
                 _refuse_unsafe(member, archive)
             temporary.mkdir()
-            for member in tqdm(members, desc=f"unpack {archive.name}", disable=not progress):
+            for member in tqdm(members, desc=f"unpack {archive.name}", disable=hidden(progress)):
                 zipped.extract(member, temporary)
         top = list(temporary.iterdir())
         (top[0] if len(top) == 1 and top[0].is_dir() else temporary).rename(target)

@@ -109,7 +109,9 @@ class Config:
             for part in path:
                 node = node.get(part) if isinstance(node, dict) else None
             if not isinstance(node, dict) or last not in node:
-                raise ValueError(f"There is no setting {dotted!r}. Known: {', '.join(_dotted(self.to_dict()))}.")
+                raise ValueError(
+                    f"There is no setting {dotted!r}. Known: {', '.join(_dotted(self.to_dict()))}."
+                )
             node[last] = value
         return self.from_dict(tree)
 
@@ -162,6 +164,11 @@ def set_seed(seed: int, threads: int | None = None) -> None:
         torch.set_num_threads(threads)
 
 
+def hidden(progress: bool) -> bool:
+    """Return whether progress bars are off: by argument, or everywhere by ``$TQDM_DISABLE``."""
+    return not progress or "TQDM_DISABLE" in os.environ
+
+
 # ---- places ----------------------------------------------------------------------------------------
 
 
@@ -176,7 +183,9 @@ def data_root() -> Path:
     if home := os.environ.get("MINICLIP_HOME"):
         return Path(home)
     checkout = project_root() / "data"
-    return checkout if (project_root() / "pyproject.toml").exists() else Path.home() / ".cache" / "minicliplib"
+    return (
+        checkout if (project_root() / "pyproject.toml").exists() else Path.home() / ".cache" / "minicliplib"
+    )
 
 
 def output_root() -> Path:
@@ -184,7 +193,9 @@ def output_root() -> Path:
     return Path(os.environ.get("MINICLIP_OUT") or project_root())
 
 
-def save_result(dataset: str, topic: str, metrics: dict, config: Config | None = None, seconds: float = 0) -> Path:
+def save_result(
+    dataset: str, topic: str, metrics: dict, config: Config | None = None, seconds: float = 0
+) -> Path:
     """Write what a notebook measured to ``report/results/<dataset>/<topic>.json`` and return the path.
 
     ``seconds`` is how long the measurement took. Config, seed, versions and date are added here, once.

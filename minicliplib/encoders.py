@@ -133,7 +133,10 @@ class ImageEncoder(Encoder):
         return self.model.forward_head(hidden, pre_logits=True)
 
     def prepare(
-        self, images: Sequence[ImageLike], views: Sequence[int] | None = None, seeds: Sequence[int] | None = None
+        self,
+        images: Sequence[ImageLike],
+        views: Sequence[int] | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> Tensor:
         """Decode, resize and normalise: n images -> (n, 3, size, size) float32, on the encoder's device.
 
@@ -160,7 +163,12 @@ class TextEncoder(Encoder):
     """A transformers model as stages: embeddings, then one stage per layer; mean pooling over tokens."""
 
     def __init__(
-        self, name: str = "minilm", trainable: int = 0, max_tokens: int = 40, dropout: float = 0.0, pretrained=True
+        self,
+        name: str = "minilm",
+        trainable: int = 0,
+        max_tokens: int = 40,
+        dropout: float = 0.0,
+        pretrained=True,
     ):
         model, tokenizer = _load_text_model(name, dropout, pretrained)
         super().__init__(model, _text_stages(model), model.config.hidden_size, trainable)
@@ -181,7 +189,10 @@ class TextEncoder(Encoder):
             return hidden.flatten(1)
         lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
         parts = lengths.argsort().chunk(4)
-        pooled = [super(TextEncoder, self).top(hidden[p, : lengths[p].max()], mask[p, : lengths[p].max()]) for p in parts]
+        pooled = [
+            super(TextEncoder, self).top(hidden[p, : lengths[p].max()], mask[p, : lengths[p].max()])
+            for p in parts
+        ]
         return torch.cat(pooled)[torch.cat(parts).argsort()]
 
     def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
@@ -273,7 +284,9 @@ def _load_text_model(name: str, dropout: float, pretrained: bool):
         for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
             if hasattr(config, key):
                 setattr(config, key, dropout)
-        model = AutoModel.from_pretrained(target, config=config) if pretrained else AutoModel.from_config(config)
+        model = (
+            AutoModel.from_pretrained(target, config=config) if pretrained else AutoModel.from_config(config)
+        )
         return model, AutoTokenizer.from_pretrained(target)
 
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .config import Config, data_root, set_seed
+from .config import Config, data_root, hidden, set_seed
 from .data import CaptionedImages, load_dataset
 from .loss import contrastive_loss
 from .metrics import ranks_from_embeddings, summarise
@@ -46,7 +46,9 @@ class TrunkOutputs:
     def __init__(self, model: MiniCLIP, data: CaptionedImages, views: int = 1, cache=True, progress=True):
         self.model, self.data, self.cache = model, data, cache
         self.captions = data.flat_captions
-        self.first = np.searchsorted(data.owner, np.arange(len(data) + 1))  # captions of i: first[i]:first[i+1]
+        self.first = np.searchsorted(
+            data.owner, np.arange(len(data) + 1)
+        )  # captions of i: first[i]:first[i+1]
         self.images = self.tokens = self.starts = None
         if cache:
             self._dtype = np.dtype(model.config.train.cache_dtype)
@@ -83,10 +85,12 @@ class TrunkOutputs:
 
         def fill(part: Path):
             out = None
-            bar = tqdm(total=len(data), desc=f"{data.split} images, view {view}", disable=not progress)
+            bar = tqdm(total=len(data), desc=f"{data.split} images, view {view}", disable=hidden(progress))
             for start in range(0, len(data), 16):  # small batches stay in the processor's cache
                 rows = range(start, min(start + 16, len(data)))
-                hidden = encoder.trunk(encoder.prepare([data.images[i] for i in rows], [view] * len(rows), rows))
+                hidden = encoder.trunk(
+                    encoder.prepare([data.images[i] for i in rows], [view] * len(rows), rows)
+                )
                 if out is None:
                     shape = (len(data), *hidden.shape[1:])
                     out = np.lib.format.open_memmap(part, "w+", self._dtype, shape)
@@ -106,7 +110,7 @@ class TrunkOutputs:
         def fill(part: Path):
             states: list = [None] * len(self.captions)
             order = np.argsort([len(text) for text in self.captions], kind="stable")  # little padding
-            bar = tqdm(total=len(order), desc=f"{self.data.split} captions", disable=not progress)
+            bar = tqdm(total=len(order), desc=f"{self.data.split} captions", disable=hidden(progress))
             for start in range(0, len(order), 128):
                 rows = order[start : start + 128]
                 ids, mask = encoder.prepare([self.captions[j] for j in rows])
@@ -210,7 +214,9 @@ def two_pass_backward(config: Config, model: MiniCLIP, batch) -> float:
     """
     image, text, mask, owner = batch
     cuts = range(0, len(image), config.train.chunk_size)
-    chunks = [(slice(a, a + config.train.chunk_size), _captions_of(owner, a, config.train.chunk_size)) for a in cuts]
+    chunks = [
+        (slice(a, a + config.train.chunk_size), _captions_of(owner, a, config.train.chunk_size)) for a in cuts
+    ]
     vectors, random_states = [], []
     with torch.no_grad():
         for rows, texts in chunks:
@@ -227,7 +233,9 @@ def two_pass_backward(config: Config, model: MiniCLIP, batch) -> float:
 
 
 def _captions_of(owner: Tensor, start: int, count: int) -> slice:
-    first, last = torch.searchsorted(owner, torch.tensor([start, start + count], device=owner.device)).tolist()
+    first, last = torch.searchsorted(
+        owner, torch.tensor([start, start + count], device=owner.device)
+    ).tolist()
     return slice(first, last)
 
 
@@ -307,11 +315,17 @@ def fit(
     set_seed(config.seed)
     accelerator = Accelerator(mixed_precision=config.train.precision)
     model = MiniCLIP(config).to(accelerator.device)
-    learner = Learner(config, model, accelerator, TrunkOutputs(model, train, config.train.views, cache, progress))
+    learner = Learner(
+        config, model, accelerator, TrunkOutputs(model, train, config.train.views, cache, progress)
+    )
     dev_outputs = TrunkOutputs(model, dev, 1, cache, progress)
     if state.epoch:
         learner.load_state(folder / "state.safetensors")
-    bar = tqdm(total=config.train.epochs * learner.steps, initial=state.epoch * learner.steps, disable=not progress)
+    bar = tqdm(
+        total=config.train.epochs * learner.steps,
+        initial=state.epoch * learner.steps,
+        disable=hidden(progress),
+    )
     try:
         while not state.finished:
             row = learner.train_epoch(state.epoch, bar, state.best)
@@ -343,12 +357,17 @@ class Learner:
         warmup = max(1, round(config.train.warmup * total))
 
         def schedule(step: int) -> float:  # linear warm-up, then a cosine to zero
-            return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / (total - warmup + 1))))
+            return min(
+                (step + 1) / warmup,
+                0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / (total - warmup + 1))),
+            )
 
         optimiser = torch.optim.AdamW(parameter_groups(config, model), betas=(0.9, 0.98))
         self.wrapped, self.optimiser = accelerator.prepare(model, optimiser)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule)
-        self.average = {n: p.clone() for n, p in model.learned_state().items()} if config.train.average else None
+        self.average = (
+            {n: p.clone() for n, p in model.learned_state().items()} if config.train.average else None
+        )
 
     def train_epoch(self, epoch: int, bar: tqdm, best: float) -> dict:
         """Run one epoch and return its row of history; ``seconds`` counts training only."""
@@ -468,7 +487,9 @@ def evaluate(model: MiniCLIP, outputs: TrunkOutputs, prefix: str = "") -> dict:
     scores = summarise(ranks_from_embeddings(*embed(model, outputs), outputs.data.owner), len(outputs.data))
     row = {f"{prefix}mean_recall": scores["mean_recall"]}
     for way, short in (("image_to_text", "i2t"), ("text_to_image", "t2i")):
-        row |= {f"{prefix}{short}_{name}": value for name, value in scores[way].items() if name.startswith("R@")}
+        row |= {
+            f"{prefix}{short}_{name}": value for name, value in scores[way].items() if name.startswith("R@")
+        }
     return row
 
 
@@ -490,7 +511,9 @@ def _check(config: Config, train: CaptionedImages) -> None:
 def _note(state: _Progress, row: dict, config: Config) -> None:
     state.epoch, state.seconds = row["epoch"], state.seconds + row["seconds"]
     better = row["dev_mean_recall"] > state.best
-    state.best, state.since_best = (row["dev_mean_recall"], 0) if better else (state.best, state.since_best + 1)
+    state.best, state.since_best = (
+        (row["dev_mean_recall"], 0) if better else (state.best, state.since_best + 1)
+    )
     state.finished = state.epoch >= config.train.epochs or state.since_best >= config.train.patience
     state.history.append(row)
 

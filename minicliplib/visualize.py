@@ -24,7 +24,12 @@ sns.set_theme(
     context="paper",
     style="whitegrid",
     palette="colorblind",
-    rc={"figure.dpi": 100, "savefig.dpi": 150, "savefig.bbox": "tight", "figure.constrained_layout.use": True},
+    rc={
+        "figure.dpi": 100,
+        "savefig.dpi": 150,
+        "savefig.bbox": "tight",
+        "figure.constrained_layout.use": True,
+    },
 )
 
 
@@ -106,7 +111,13 @@ def similarity(matrix, captions: Sequence[str], images: Sequence | None = None, 
     n, m = matrix.shape
     fig, ax = plt.subplots(figsize=(2.8 + 0.55 * m, 2.2 + 0.5 * n))
     sns.heatmap(
-        matrix, ax=ax, cmap="viridis", annot=True, fmt=".2f", annot_kws={"size": 7}, cbar_kws={"label": "cosine"}
+        matrix,
+        ax=ax,
+        cmap="viridis",
+        annot=True,
+        fmt=".2f",
+        annot_kws={"size": 7},
+        cbar_kws={"label": "cosine"},
     )
     ax.set(title=title, xlabel="caption", ylabel="image")
     ax.set_xticklabels([fill(c, 26) for c in captions], rotation=40, ha="right", fontsize=7)
@@ -129,7 +140,9 @@ def training_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
             ax.plot(history["epoch"], scale * history[column], "o-", ms=3, color=colour, label=name)
     axes[0].axhline(history["log_batch"].iloc[0], color=GREY, linestyle="--", label="ln(batch): no learning")
     axes[0].set(xlabel="epoch", ylabel="training loss (nats)", title="Loss", ylim=(0, None))
-    axes[1].set(xlabel="epoch", ylabel="mean Recall@1/5/10 (%)", title="Dev recall, both ways", ylim=(0, None))
+    axes[1].set(
+        xlabel="epoch", ylabel="mean Recall@1/5/10 (%)", title="Dev recall, both ways", ylim=(0, None)
+    )
     axes[2].set(xlabel="epoch", ylabel="logit scale (1 / temperature)", title="Logit scale")
     axes[0].legend(fontsize=8)
     return fig
@@ -165,9 +178,16 @@ def rank_histogram(ranks: Mapping[str, np.ndarray], pools: Mapping[str, int]) ->
     for ax, (way, label) in zip(axes, WAYS.items(), strict=True):
         found = np.asarray(ranks[way]) + 1
         edges = np.unique(np.geomspace(1, pools[way] + 1, 16).round())
-        ax.hist(found, bins=edges, weights=np.full(len(found), 100 / len(found)), color=BLUE, edgecolor="white")
+        ax.hist(
+            found, bins=edges, weights=np.full(len(found), 100 / len(found)), color=BLUE, edgecolor="white"
+        )
         ax.axvline(np.median(found), color=ORANGE, linestyle="--", label=f"median {np.median(found):g}")
-        ax.set(xscale="log", title=label, xlabel=f"rank of the right item, of {pools[way]:,}", ylabel="queries (%)")
+        ax.set(
+            xscale="log",
+            title=label,
+            xlabel=f"rank of the right item, of {pools[way]:,}",
+            ylabel="queries (%)",
+        )
         ax.legend()
     return fig
 
@@ -179,6 +199,8 @@ def image_gallery(queries: Sequence[str], results: Sequence[Sequence[tuple]], ri
     for row, (query, found, truth) in enumerate(zip(queries, results, right, strict=True)):
         axes[row, 0].axis("off")
         axes[row, 0].text(0.5, 0.5, fill(f"“{query}”", 22), ha="center", va="center", fontsize=9)
-        for ax, (image, score, is_right) in zip(axes[row, 1:], ((*f, t) for f, t in zip(found, truth, strict=True)), strict=True):
+        for ax, (image, score, is_right) in zip(
+            axes[row, 1:], ((*f, t) for f, t in zip(found, truth, strict=True)), strict=True
+        ):
             _show(ax, image, f"{score:.2f}", RIGHT if is_right else WRONG)
     return fig

@@ -1,0 +1,35 @@
+# Thin names over one-line commands; README.md has the plain equivalents.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+DATASET ?= sample
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with tests/nbval_sanitize.cfg
+
+.PHONY: run test refresh bench data clean
+
+run: $(VENV)/.installed        ## run notebooks 01-04 on the sample into out/, and print the result
+	$(BIN)/python notebooks/run.py --dataset $(DATASET)
+
+test: $(VENV)/.installed       ## style, unit tests, then every notebook against its committed outputs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+	TQDM_DISABLE=1 OMP_NUM_THREADS=1 MINICLIP_OUT=$$(mktemp -d) \
+		$(BIN)/python -m pytest -n 2 --dist loadscope $(NBVAL) notebooks
+
+refresh: $(VENV)/.installed    ## rerun the notebooks and renew what is committed: outputs, figures, results
+	$(BIN)/python notebooks/run.py --dataset $(DATASET) --refresh
+
+bench: $(VENV)/.installed      ## print the measured speeds, costs and scores
+	$(BIN)/python benchmarks/bench.py
+
+data: $(VENV)/.installed       ## download Flickr8k into data/
+	$(BIN)/miniclip download flickr8k
+
+clean:                         ## delete caches and runs, never datasets
+	rm -rf out data/cache data/runs
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --editable ".[test]"
+	touch $@

