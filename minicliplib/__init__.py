@@ -1,16 +1,16 @@
 """Mini-CLIP: a miniature CLIP that trains on a laptop CPU, retrieves both ways and can be rerun by anyone.
 
-Data flows one way: config -> scenes, data -> encoders -> model -> loss, metrics -> training -> retrieval ->
+Data flows one way: config -> scenes, data -> encoders -> model -> trunk, loss, metrics -> training -> retrieval ->
 visualize -> command line and notebooks.
 """
 
 from .archives import download
 from .config import PRESETS, Config, output_root, preset, save_result, set_seed
-from .data import CaptionedImages, DataError, load_dataset, load_image
+from .data import CaptionedImages, DataError, image_files, load_dataset, load_image
 from .loss import contrastive_loss
 from .metrics import bootstrap, chance, ranks, ranks_from_embeddings, recall_at_k, summarise
 from .model import CheckpointError, MiniCLIP, load
-from .retrieval import Index
+from .retrieval import Index, evaluate
 from .training import Run, fit, load_or_fit
 
 __all__ = [
@@ -26,7 +26,9 @@ __all__ = [
     "chance",
     "contrastive_loss",
     "download",
+    "evaluate",
     "fit",
+    "image_files",
     "load",
     "load_dataset",
     "load_image",

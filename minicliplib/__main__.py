@@ -75,9 +75,7 @@ def table(report: dict) -> str:
 def _search(options) -> None:
     model = load(options.checkpoint)
     index = Index(model)
-    images = (
-        image_files(options.images) if options.images else load_dataset(options.data, options.split).images
-    )
+    images = image_files(options.images) if options.images else load_dataset(options.data, options.split).images
     index.add_images(images, progress=True)
     query = Path(options.query) if options.by_image else options.query
     for name, score in index.search(query, k=options.k):

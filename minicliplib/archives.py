@@ -13,7 +13,7 @@ from urllib.request import url2pathname
 import requests
 from tqdm.auto import tqdm
 
-from .config import data_root, hidden
+from .config import data_root, no_bar
 from .data import DATASETS, DataError, load_dataset
 
 ARCHIVES = {"flickr8k": ("Flickr8k_Dataset.zip", "Flickr8k_text.zip")}
@@ -93,9 +93,7 @@ def fetch(url: str, target: Path, progress: bool = True) -> None:
     have = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=30) as response:
-        if (
-            have and response.status_code == 416
-        ):  # the part is as long as the whole, or longer: not to be trusted
+        if have and response.status_code == 416:  # the part is as long as the whole, or longer: not to be trusted
             part.unlink()
             return fetch(url, target, progress)
         response.raise_for_status()
@@ -108,7 +106,7 @@ def fetch(url: str, target: Path, progress: bool = True) -> None:
             total=total or None,
             unit="B",
             unit_scale=True,
-            disable=hidden(progress),
+            disable=no_bar(progress),
         )
         with bar, part.open("ab" if have else "wb") as file:
             for block in response.iter_content(1 << 16):
@@ -133,7 +131,7 @@ def unpack(archive: Path, target: Path, progress: bool = True) -> None:
             for member in members:
                 _refuse_unsafe(member, archive)
             temporary.mkdir()
-            for member in tqdm(members, desc=f"unpack {archive.name}", disable=hidden(progress)):
+            for member in tqdm(members, desc=f"unpack {archive.name}", disable=no_bar(progress)):
                 zipped.extract(member, temporary)
         top = list(temporary.iterdir())
         (top[0] if len(top) == 1 and top[0].is_dir() else temporary).rename(target)

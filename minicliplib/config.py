@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import random
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -91,51 +91,39 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     seed: int = 0
 
+    def flat(self) -> dict:
+        """Return all settings by dotted name: ``{"data.name": "sample", ..., "seed": 0}``."""
+        return _flatten(asdict(self))
+
+    def updated(self, **changes) -> "Config":
+        """Return a copy with settings changed by dotted name, e.g. ``updated(**{"train.epochs": 3})``."""
+        config, known = self, self.flat()
+        for dotted, value in changes.items():
+            if dotted not in known:
+                raise ValueError(f"There is no setting {dotted!r}. Known: {', '.join(known)}.")
+            part, _, name = dotted.rpartition(".")
+            value = replace(getattr(config, part), **{name: value}) if part else value
+            config = replace(config, **{part or name: value})
+        return config
+
     def to_dict(self) -> dict:
-        """Return the tree as plain dicts, ready for JSON."""
-        return asdict(self)
+        """Return the tree as plain dicts for a record; where the data lay on this machine is left out."""
+        return asdict(self.updated(**{"data.root": None}))
 
     @classmethod
     def from_dict(cls, values: dict) -> "Config":
-        """Build a config from nested dicts; an unknown key is an error that lists the known ones."""
-        return _build(cls, values, "config")
-
-    def updated(self, **changes) -> "Config":
-        """Return a copy with fields changed by dotted name, e.g. ``updated(**{"train.epochs": 3})``."""
-        tree = self.to_dict()
-        for dotted, value in changes.items():
-            *path, last = dotted.split(".")
-            node = tree
-            for part in path:
-                node = node.get(part) if isinstance(node, dict) else None
-            if not isinstance(node, dict) or last not in node:
-                raise ValueError(
-                    f"There is no setting {dotted!r}. Known: {', '.join(_dotted(self.to_dict()))}."
-                )
-            node[last] = value
-        return self.from_dict(tree)
+        """Build a config from what ``to_dict`` gave; an unknown setting is an error that lists the known ones."""
+        return cls().updated(**_flatten(values))
 
     def digest(self) -> str:
         """Return eight hex digits that name this config; where the data lies does not matter."""
-        tree = replace(self, data=replace(self.data, root=None)).to_dict()
-        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _build(cls, values: dict, where: str):
-    known = {f.name: f for f in fields(cls)}
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ValueError(f"Unknown {where} key {unknown[0]!r}. Known: {', '.join(known)}.")
-    parts = {name: known[name].default_factory for name in values if is_dataclass(known[name].type)}
-    return cls(**{k: _build(parts[k], v, f"{where}.{k}") if k in parts else v for k, v in values.items()})
-
-
-def _dotted(tree: dict, prefix: str = "") -> list[str]:
-    return [
-        name
-        for key, value in tree.items()
-        for name in (_dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key])
-    ]
+def _flatten(tree: dict) -> dict:
+    sections = {name: value for name, value in tree.items() if isinstance(value, dict)}
+    flat = {f"{section}.{name}": value for section, part in sections.items() for name, value in part.items()}
+    return flat | {name: value for name, value in tree.items() if name not in sections}
 
 
 PRESETS = {
@@ -164,7 +152,7 @@ def set_seed(seed: int, threads: int | None = None) -> None:
         torch.set_num_threads(threads)
 
 
-def hidden(progress: bool) -> bool:
+def no_bar(progress: bool) -> bool:
     """Return whether progress bars are off: by argument, or everywhere by ``$TQDM_DISABLE``."""
     return not progress or "TQDM_DISABLE" in os.environ
 
@@ -172,34 +160,23 @@ def hidden(progress: bool) -> bool:
 # ---- places ----------------------------------------------------------------------------------------
 
 
-def project_root() -> Path:
-    """Return the checkout this package runs from, or the working directory when it is installed elsewhere."""
-    checkout = Path(__file__).resolve().parents[1]
-    return checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
+CHECKOUT = Path(__file__).resolve().parents[1]
+IN_CHECKOUT = (CHECKOUT / "pyproject.toml").exists()  # rather than installed somewhere
 
 
 def data_root() -> Path:
     """Return where datasets, caches and runs lie: ``$MINICLIP_HOME``, the checkout's ``data/``, or ~/.cache."""
-    if home := os.environ.get("MINICLIP_HOME"):
-        return Path(home)
-    checkout = project_root() / "data"
-    return (
-        checkout if (project_root() / "pyproject.toml").exists() else Path.home() / ".cache" / "minicliplib"
-    )
+    default = CHECKOUT / "data" if IN_CHECKOUT else Path.home() / ".cache" / "minicliplib"
+    return Path(os.environ.get("MINICLIP_HOME") or default)
 
 
 def output_root() -> Path:
-    """Return where ``figures/`` and ``report/`` are written: ``$MINICLIP_OUT``, or the checkout itself."""
-    return Path(os.environ.get("MINICLIP_OUT") or project_root())
+    """Return where ``figures/`` and ``report/`` are written: ``$MINICLIP_OUT``, the checkout, or here."""
+    return Path(os.environ.get("MINICLIP_OUT") or (CHECKOUT if IN_CHECKOUT else Path.cwd()))
 
 
-def save_result(
-    dataset: str, topic: str, metrics: dict, config: Config | None = None, seconds: float = 0
-) -> Path:
-    """Write what a notebook measured to ``report/results/<dataset>/<topic>.json`` and return the path.
-
-    ``seconds`` is how long the measurement took. Config, seed, versions and date are added here, once.
-    """
+def save_result(dataset: str, topic: str, metrics: dict, config: Config | None = None, seconds: float = 0) -> Path:
+    """Write what a notebook measured, in so many ``seconds``, to ``report/results/<dataset>/<topic>.json``."""
     path = output_root() / "report" / "results" / dataset / f"{topic}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {

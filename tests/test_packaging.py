@@ -11,7 +11,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 # Data flows from left to right; a module imports from those before it only.
 ORDER = [
-    *("config", "scenes", "data", "archives", "encoders", "model", "loss", "metrics", "training"),
+    *("config", "scenes", "data", "archives", "encoders", "model", "trunk", "loss", "metrics", "training"),
     *("retrieval", "visualize", "__main__"),
 ]
 CONDA_NAMES = {"pytorch": "torch"}
