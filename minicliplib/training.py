@@ -7,6 +7,7 @@ epoch's number, so a resumed run repeats an unbroken one.
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,11 @@ from .loss import contrastive_loss
 from .metrics import ranks_from_embeddings, summarise
 from .model import MiniCLIP, load, write_atomically
 from .trunk import TrunkOutputs
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 @dataclass
@@ -122,6 +128,12 @@ def _check(config: Config, train: CaptionedImages) -> None:
     fewest = min(map(len, train.captions))
     if fewest < per_image:
         raise ValueError(f"An image of {train.name!r} has {fewest} captions; loss.captions_per_image is {per_image}.")
+
+
+def _peak_gib() -> float:
+    """Return the most memory that this process has held, in GiB (on Linux; macOS counts in bytes, not KiB)."""
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit if resource else float("nan")
 
 
 def _best(history: list[dict]) -> int:
@@ -232,6 +244,7 @@ class Learner:
             "log_batch": self.log_batch,
             "logit_scale": self.model.scale().item(),
             "seconds": time.perf_counter() - started,
+            "peak_gib": _peak_gib(),
         }
 
     def train_step(self, rows, views, captions, owner, rng: np.random.Generator) -> float:

@@ -105,6 +105,21 @@ def bars(values: Mapping[str, float], xlabel: str, title: str = "", form: str = 
     return fig
 
 
+def heatmap(ax, matrix, title: str, xlabel: str, ylabel: str, form: str = ".2f") -> None:
+    """Draw a matrix with its values written in, into axes of a larger figure."""
+    sns.heatmap(np.asarray(matrix), ax=ax, cmap="viridis", annot=True, fmt=form, cbar=False, square=True)
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+
+
+def curves(x: Sequence[float], series: Mapping[str, Sequence[float]], xlabel: str, log: bool = True) -> Figure:
+    """Several quantities against one, each in its own panel."""
+    fig, axes = plt.subplots(1, len(series), figsize=(4.5 * len(series), 2.8), squeeze=False)
+    for ax, (name, values) in zip(axes.flat, series.items(), strict=True):
+        ax.plot(x, values, color=BLUE)
+        ax.set(xlabel=xlabel, title=name, ylim=(0, None), xscale="log" if log else "linear")
+    return fig
+
+
 def similarity(matrix, captions: Sequence[str], images: Sequence | None = None, title: str = "") -> Figure:
     """Heat map of (images, captions) cosine similarities, thumbnails of the images along the left."""
     matrix = np.asarray(matrix)
@@ -138,11 +153,13 @@ def training_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
         for ax, column in zip(axes, ("loss", "dev_mean_recall", "logit_scale"), strict=True):
             scale = 100 if column == "dev_mean_recall" else 1
             ax.plot(history["epoch"], scale * history[column], "o-", ms=3, color=colour, label=name)
-    axes[0].axhline(history["log_batch"].iloc[0], color=GREY, linestyle="--", label="ln(batch): no learning")
+    for level in {history["log_batch"].iloc[0] for history in histories.values()}:
+        axes[0].axhline(level, color=GREY, linestyle="--", label="ln(batch): no learning")
     axes[0].set(xlabel="epoch", ylabel="training loss (nats)", title="Loss", ylim=(0, None))
     axes[1].set(xlabel="epoch", ylabel="mean Recall@1/5/10 (%)", title="Dev recall, both ways", ylim=(0, None))
     axes[2].set(xlabel="epoch", ylabel="logit scale (1 / temperature)", title="Logit scale")
-    axes[0].legend(fontsize=8)
+    if histories:
+        axes[0].legend(fontsize=8)
     return fig
 
 
@@ -188,15 +205,13 @@ def rank_histogram(ranks: Mapping[str, np.ndarray], pools: Mapping[str, int]) ->
     return fig
 
 
-def image_gallery(queries: Sequence[str], results: Sequence[Sequence[tuple]], right: Sequence) -> Figure:
-    """Text -> image: a row per query with its ``(image, score)`` results; the true image framed in green."""
-    k = max(len(row) for row in results)
-    fig, axes = _grid(len(queries), k + 1, (1.7, 1.85))
-    for row, (query, found, truth) in enumerate(zip(queries, results, right, strict=True)):
+def image_gallery(queries: Sequence[str], results: Sequence[Sequence[tuple]], right: Sequence | None = None) -> Figure:
+    """Text -> image: a row per query with its ``(image, score)`` results; true images framed and ticked."""
+    fig, axes = _grid(len(queries), len(results[0]) + 1, (1.7, 1.85))
+    for row, (query, found) in enumerate(zip(queries, results, strict=True)):
         axes[row, 0].axis("off")
-        axes[row, 0].text(0.5, 0.5, fill(f"“{query}”", 22), ha="center", va="center", fontsize=9)
-        for ax, (image, score, is_right) in zip(
-            axes[row, 1:], ((*f, t) for f, t in zip(found, truth, strict=True)), strict=True
-        ):
-            _show(ax, image, f"{score:.2f}", RIGHT if is_right else WRONG)
+        axes[row, 0].text(0.5, 0.5, fill(f"“{query}”", 16), ha="center", va="center", fontsize=11)
+        for column, (image, score) in enumerate(found):
+            hit = right is not None and right[row][column]
+            _show(axes[row, column + 1], image, f"{score:.2f}" + " ✓" * hit, RIGHT if hit else None)
     return fig

@@ -19,9 +19,7 @@ HERE = Path(__file__).resolve().parent
 
 def main() -> None:
     """Run each notebook in its own kernel."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="sample", help="parameter `dataset` of the notebooks")
     parser.add_argument("--only", nargs="*", default=[""], metavar="NN", help="only notebooks that start so")
     parser.add_argument("--refresh", action="store_true", help="renew what is committed")
@@ -60,9 +58,7 @@ def print_table(out: Path, dataset: str) -> None:
     if path.exists():
         metrics = json.loads(path.read_text())["metrics"]
         rows = {
-            (way.replace("_", " "), name): {
-                k: f"{100 * v:.1f}%" for k, v in metrics[name][way].items() if "@" in k
-            }
+            (way.replace("_", " "), name): {k: f"{100 * v:.1f}%" for k, v in metrics[name][way].items() if "@" in k}
             for way in ("image_to_text", "text_to_image")
             for name in ("trained", "untrained", "chance")
         }

@@ -140,9 +140,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     assert [image.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (100, 100, 100), (255, 255, 255)]
 
 
-@pytest.mark.parametrize(
-    ("mode", "color", "file"), [("L", 90, "l.png"), ("1", 1, "1.png"), ("CMYK", 0, "c.jpg")]
-)
+@pytest.mark.parametrize(("mode", "color", "file"), [("L", 90, "l.png"), ("1", 1, "1.png"), ("CMYK", 0, "c.jpg")])
 def test_other_modes_become_rgb(tmp_path, mode, color, file):
     Image.new(mode, (8, 8), color).save(tmp_path / file)
     expected = {"L": (90, 90, 90), "1": (255, 255, 255), "CMYK": (255, 255, 255)}[mode]
@@ -437,7 +435,5 @@ def test_every_real_caption_comes_out_clean():
     captions = [clean_caption(line.split("\t")[1]) for line in lines]
     assert len(captions) == 40460
     assert all(captions)
-    assert not [
-        text for text in captions if "  " in text or " ." in text or " ," in text or text.count('"') % 2
-    ]
+    assert not [text for text in captions if "  " in text or " ." in text or " ," in text or text.count('"') % 2]
     assert [clean_caption(text) for text in captions] == captions

@@ -134,9 +134,7 @@ def noisy_ranks(n_images, seed):
     """Ranks of a middling model with five captions an image, and their owners."""
     rng, owner = np.random.default_rng(seed), np.repeat(np.arange(n_images), 5)
     image_emb = unit(rng, n_images, 16)
-    return ranks_from_embeddings(
-        image_emb, unit(rng, n_images, 16)[owner] * 0.3 + image_emb[owner], owner
-    ), owner
+    return ranks_from_embeddings(image_emb, unit(rng, n_images, 16)[owner] * 0.3 + image_emb[owner], owner), owner
 
 
 def leaves(tree):

@@ -108,9 +108,7 @@ def test_search_by_sentence_and_by_photo(index):
     assert index.search(PATHS[0], k=1) == [(PATHS[0], pytest.approx(1.0))]
     assert index.search(Path("new/dog.jpg"), k=1, among="captions")[0][0] == "dog"
     assert len(index.search("boat", k=6)) == len(index) == 6
-    assert (
-        index.search("photos/dog.jpg", k=1)[0][1] < 0.999
-    )  # a string is a sentence, even if it looks like a path
+    assert index.search("photos/dog.jpg", k=1)[0][1] < 0.999  # a string is a sentence, even if it looks like a path
 
 
 def test_each_image_and_caption_is_in_once(index):

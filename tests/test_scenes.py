@@ -87,9 +87,7 @@ def test_relations_agree_with_the_positions():
 def test_a_thing_is_drawn_where_the_scene_says(x):
     scene = make_scene("train", 0)
     empty = type(scene)("beach", "golden", (), scene.captions, scene.seed).render()
-    one = type(scene)(
-        "beach", "golden", (Group("bear", 1, "big", x, 0.6, 0.3),), scene.captions, scene.seed
-    ).render()
+    one = type(scene)("beach", "golden", (Group("bear", 1, "big", x, 0.6, 0.3),), scene.captions, scene.seed).render()
     changed = np.abs(np.asarray(one, int) - np.asarray(empty, int)).sum(2) > 60
     assert abs(changed.nonzero()[1].mean() / 224 - x) < 0.03
     assert abs(changed.nonzero()[0].mean() / 224 - 0.6) < 0.03
