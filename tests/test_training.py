@@ -1,0 +1,205 @@
+"""Training with the real encoders on a few real pairs."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+import minicliplib as mc
+from minicliplib import training, trunk
+from minicliplib.training import Learner, augment, epoch_batches, parameter_groups, two_pass_backward
+from minicliplib.trunk import TrunkOutputs
+
+SMALL = {"train.batch_size": 32, "train.epochs": 2, "train.lr_heads": 2e-3}
+TUNED = SMALL | {"encoders.image_trainable": 2, "encoders.text_trainable": 1, "train.batch_size": 8}
+
+
+@pytest.fixture
+def few(pairs):
+    return pairs.subset(range(16))
+
+
+def config(changes: dict) -> mc.Config:
+    return mc.Config().updated(**changes)
+
+
+def test_64_pairs_can_be_learned_by_heart(pairs, tmp_path):
+    settings = config({"train.batch_size": 64, "train.epochs": 40, "heads.dropout": 0.0, "train.patience": 40})
+    run = mc.fit(settings, tmp_path, pairs, pairs)
+    scores = mc.evaluate(run.model, pairs)["scores"]
+    assert scores["image_to_text"]["R@1"] > 0.95
+    assert scores["text_to_image"]["R@1"] > 0.95
+    assert run.history["loss"].iloc[0] > 3
+    assert run.history["loss"].iloc[-1] < 0.2
+    expected = {"epoch", "loss", "log_batch", "logit_scale", "seconds", "dev_mean_recall", "dev_t2i_R@1"}
+    assert expected <= set(run.history.columns)
+    assert {f.name for f in tmp_path.iterdir()} >= {"config.json", "model.safetensors", "history.csv"}
+
+
+def test_frozen_means_frozen(few, tmp_path):
+    settings = config(TUNED)
+    mc.set_seed(0)
+    fresh = {n: t.clone() for n, t in mc.MiniCLIP(settings).state_dict().items()}
+    run = mc.fit(settings, tmp_path, few, few)
+    learned = run.model.learned_state()
+    changed = {n for n, t in run.model.state_dict().items() if not torch.equal(t, fresh[n])}
+    assert changed <= set(learned)  # neither a frozen weight nor a running mean has moved
+    assert any(n.startswith("image_encoder") for n in changed)
+    assert any(n.startswith("text_encoder") for n in changed)
+    assert any("running_mean" in n for n in fresh)
+
+
+def test_cached_and_uncached_training_agree(few):
+    histories = {}
+    for cache, dtype in ((True, "float32"), (False, "float32"), (True, "float16")):
+        settings = config(TUNED | {"train.cache_dtype": dtype, "train.views": 3, "train.map_crop": 0.86})
+        mc.set_seed(0)
+        model = mc.MiniCLIP(settings)
+        learner = Learner(settings, model, Accelerator(), TrunkOutputs(model, few, 3, cache))
+        rng, losses = np.random.default_rng(0), []
+        model.train()
+        for batch in epoch_batches(settings, learner.outputs, 0):
+            torch.manual_seed(0)
+            losses.append(learner.train_step(*batch, rng))
+        histories[cache, dtype] = losses
+    assert len(losses) == 2
+    assert histories[True, "float32"] == pytest.approx(histories[False, "float32"], abs=1e-4)
+    assert histories[True, "float16"] == pytest.approx(histories[False, "float32"], abs=0.02)
+
+
+@pytest.mark.parametrize(("name", "per_image"), [("infonce", 1), ("multi_positive", 2)])
+def test_chunked_gradients_are_the_whole_batchs(name, per_image):
+    data = mc.load_dataset("sample", "train", limit=10)
+    settings = config(TUNED | {"train.batch_size": 10, "train.chunk_size": 4, "loss.name": name})
+    settings = settings.updated(**{"loss.captions_per_image": per_image, "heads.dropout": 0.0})
+    model = mc.MiniCLIP(settings)
+    outputs = TrunkOutputs(model, data, cache=False)
+    rows, views, captions, owner = next(epoch_batches(settings, outputs, 0))
+    owner = torch.from_numpy(owner)
+    batch = outputs.image_batch(rows, views), *outputs.text_batch(captions)
+    whole = mc.contrastive_loss(name, *model(*batch), owner)
+    whole.backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    chunked = two_pass_backward(settings, model, *batch, owner)
+    assert chunked.item() == pytest.approx(whole.item(), abs=1e-5)
+    assert "logit_scale" in gradients
+    for n, parameter in model.named_parameters():
+        if n in gradients:
+            assert torch.allclose(parameter.grad, gradients[n], atol=1e-5), n
+
+
+def test_chunks_replay_their_dropout(few):
+    settings = config(TUNED | {"train.chunk_size": 8, "heads.dropout": 0.5})
+    model = mc.MiniCLIP(settings).train()
+    outputs = TrunkOutputs(model, few, cache=False)
+    batch = outputs.image_batch(np.arange(8)), *outputs.text_batch(np.arange(8))
+    torch.manual_seed(3)
+    mc.contrastive_loss("infonce", *model(*batch)).backward()
+    gradient = model.image_head.project.weight.grad.clone()
+    model.zero_grad()
+    torch.manual_seed(3)
+    two_pass_backward(settings, model, *batch, torch.arange(8))
+    assert torch.allclose(model.image_head.project.weight.grad, gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(pairs, tmp_path, average):
+    settings = config(SMALL | {"train.epochs": 4, "train.average": average})
+    whole = mc.fit(settings, tmp_path / "whole", pairs, pairs)
+
+    def kill(history):
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mc.fit(settings, tmp_path / "cut", pairs, pairs, on_epoch=kill)
+    seen = []
+    resumed = mc.fit(settings, tmp_path / "cut", pairs, pairs, on_epoch=lambda history: seen.append(len(history)))
+    assert seen == [3, 4]
+    for column in ("loss", "logit_scale", "dev_mean_recall"):
+        assert resumed.history[column].tolist() == pytest.approx(whole.history[column].tolist(), abs=1e-6)
+    for name, tensor in whole.model.learned_state().items():
+        assert torch.allclose(resumed.model.learned_state()[name], tensor, atol=1e-6)
+
+
+def test_a_finished_run_is_loaded_and_another_one_refused(pairs, tmp_path):
+    first = mc.fit(config(SMALL), tmp_path, pairs, pairs)
+    again = mc.fit(config(SMALL), tmp_path, pairs, pairs, on_epoch=lambda history: pytest.fail("trained again"))
+    assert again.history.equals(first.history)
+    with pytest.raises(ValueError, match="another config"):
+        mc.fit(config(SMALL | {"seed": 1}), tmp_path, pairs, pairs)
+
+
+def test_the_best_dev_epoch_is_kept_and_patience_ends_a_run(pairs, tmp_path):
+    run = mc.fit(config(SMALL | {"train.epochs": 50, "train.patience": 1}), tmp_path, pairs, pairs)
+    recalls = run.history["dev_mean_recall"]
+    assert len(run.history) < 50
+    assert recalls.iloc[-1] <= recalls.max() == recalls.iloc[-2]
+    kept = mc.evaluate(mc.load(tmp_path), pairs)["scores"]["mean_recall"]
+    assert kept == pytest.approx(recalls.max(), abs=0.02)  # the cache and the checkpoint are in half precision
+
+
+def test_batches_hold_an_image_once_with_captions_of_its_own():
+    data = mc.load_dataset("sample", "train", limit=20)
+    settings = config({"train.batch_size": 8, "train.views": 3, "loss.captions_per_image": 2})
+    outputs = TrunkOutputs(mc.MiniCLIP(settings), data, cache=False)
+    batches = list(epoch_batches(settings, outputs, 0))
+    assert len(batches) == 2  # the last four images wait for another epoch
+    for rows, views, captions, owner in batches:
+        assert len(set(rows)) == 8
+        assert len(set(captions)) == 16
+        assert (data.owner[captions] == rows[owner]).all()
+        assert set(views) <= {0, 1, 2}
+    repeated = list(epoch_batches(settings, outputs, 0))
+    assert all((a == b).all() for a, b in zip(batches[0], repeated[0], strict=True))
+    assert any((a != b).any() for a, b in zip(batches[0], next(epoch_batches(settings, outputs, 1)), strict=True))
+
+
+def test_too_few_data_are_refused(few, tmp_path):
+    for changes in ({"train.batch_size": 17}, {"train.batch_size": 1}):
+        with pytest.raises(ValueError, match="must be 2 to 16"):
+            mc.fit(config(changes), tmp_path, few, few)
+    with pytest.raises(ValueError, match="has 1 captions; loss.captions_per_image is 2"):
+        mc.fit(config({"train.batch_size": 8, "loss.captions_per_image": 2}), tmp_path, few, few)
+
+
+def test_words_are_hidden_and_maps_are_cut():
+    settings = config({"train.word_dropout": 0.5, "train.map_crop": 0.75})
+    image, mask = torch.arange(2 * 16.0).view(1, 2, 4, 4), torch.ones(50, 8)
+    cut, hidden = augment(settings, image, mask, np.random.default_rng(0))
+    assert cut.shape == (1, 2, 3, 3)
+    assert (hidden[:, 0] == 1).all()
+    assert 0.3 < hidden[:, 1:].mean() < 0.7
+    assert augment(config({}), image, mask, np.random.default_rng(0))[0] is image
+
+
+def test_decay_and_rates_by_group():
+    settings = config({"encoders.image_trainable": 2, "encoders.text_trainable": 1, "train.lr_image": 3e-4})
+    model = mc.MiniCLIP(settings)
+    groups = parameter_groups(settings, model)
+    find = lambda parameter: next(g for g in groups if any(p is parameter for p in g["params"]))
+    assert find(model.logit_scale)["weight_decay"] == 0
+    assert find(model.image_head.project.bias)["weight_decay"] == 0
+    assert find(model.image_head.project.weight)["weight_decay"] == settings.train.weight_decay
+    assert find(model.image_encoder.model.conv_head.weight)["lr"] == 3e-4
+    assert sum(len(g["params"]) for g in groups) == sum(p.requires_grad for p in model.parameters())
+
+
+def test_the_cache_is_reused_and_stays_on_disk_when_large(few, locked, monkeypatch):
+    first = TrunkOutputs(locked, few)
+    files = {path: path.stat().st_mtime_ns for path in (trunk.data_root() / "cache").glob("pairs-*.npy")}
+    monkeypatch.setattr(trunk, "IN_MEMORY", 0)
+    second = TrunkOutputs(locked, few)
+    assert all(path.stat().st_mtime_ns == time for path, time in files.items())
+    assert isinstance(second.images[0], np.memmap)
+    assert not isinstance(first.images[0], np.memmap)
+    assert np.array_equal(first.images[0], second.images[0])
+    assert first.images[0].dtype == np.float16
+
+
+def test_load_or_fit_trains_once(pairs):
+    settings = config(SMALL | {"train.epochs": 1})
+    run = training.load_or_fit(settings, train=pairs, dev=pairs)
+    assert run.folder == training.run_folder(settings)
+    training.load_or_fit(settings, on_epoch=lambda history: pytest.fail("trained again"))
