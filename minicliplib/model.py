@@ -107,7 +107,9 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         for start in tqdm(range(0, len(images), batch_size), "images", disable=no_bar(progress)):
             batch = images[start : start + batch_size]
             pixels = batch.to(self.device) if isinstance(batch, Tensor) else self.image_encoder.prepare(batch)
-            out[start : start + batch_size] = self.project_image(self.image_encoder.trunk(pixels))
+            views = [pixels, pixels.flip(-1)] if self.config.encoders.mirror else [pixels]
+            vectors = sum(self.project_image(self.image_encoder.trunk(view)) for view in views)
+            out[start : start + batch_size] = F.normalize(vectors, dim=-1)
         self.train(was_training)
         return out
 
@@ -197,7 +199,7 @@ def _load_folder(folder: Path) -> MiniCLIP:
         record = json.loads((folder / "config.json").read_text())
         tensors = load_file(folder / "model.safetensors")
         form, config = record["format"], record["config"]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder} is not a whole checkpoint ({type(error).__name__}: {error}): it needs config.json and "
             "model.safetensors as written by MiniCLIP.save."
@@ -211,7 +213,7 @@ def _load_folder(folder: Path) -> MiniCLIP:
         model = MiniCLIP(Config.from_dict(config))
     except EncoderError:
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} does not describe a model: {error}") from error
     model.load_learned_state(tensors)
     return model

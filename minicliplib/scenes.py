@@ -24,6 +24,7 @@ UNSEEN = frozenset(name[1:] for name, _, _ in _ENTRIES if name.startswith("*"))
 
 _PLURALS = {"sheep": "sheep", "fish": "fish", "mouse": "mice", "knife": "knives", "butterfly": "butterflies"}
 _PLURALS |= {"child": "children", "man": "men", "woman": "women", "snowman": "snowmen"}
+_PLURALS |= {"baby": "babies", "tomato": "tomatoes"}
 _PAIRS = {"scissors": "a pair of scissors"}  # has no singular, and is always drawn once
 _DOES = {
     "animal": ("stands", "rests", "looks around"),

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from filelock import FileLock
 from safetensors import safe_open
@@ -97,7 +98,7 @@ def fit(
     accelerator = Accelerator(mixed_precision=config.train.precision)
     model = MiniCLIP(config).to(accelerator.device)
     learner = Learner(config, model, accelerator, TrunkOutputs(model, train, config.train.views, cache, progress))
-    dev_outputs = TrunkOutputs(model, dev, 1, cache, progress)
+    dev_outputs = TrunkOutputs(model, dev, 1 + config.encoders.mirror, cache, progress)
     if history:
         learner.load_state(folder / "state.safetensors")
     steps = {"total": config.train.epochs * learner.steps, "initial": len(history) * learner.steps}
@@ -330,12 +331,17 @@ def parameter_groups(config: Config, model: MiniCLIP) -> list[dict]:
 
 @torch.inference_mode()
 def embed(model: MiniCLIP, outputs: TrunkOutputs, batch_size: int = 200) -> tuple[Tensor, Tensor]:
-    """Embed a dataset from its trunk outputs, plain view: images (N, E) and captions (M, E), unit length."""
+    """Embed a dataset from its trunk outputs as ``encode_*`` would: images (N, E) and captions (M, E)."""
     model.eval()
+    views = range(1 + model.config.encoders.mirror)  # view 1 is the mirror image
+
+    def embed_images(rows: np.ndarray) -> Tensor:
+        return sum(model.project_image(outputs.image_batch(rows, np.full(len(rows), view))) for view in views)
+
     images, captions = np.arange(len(outputs.data)), np.arange(len(outputs.captions))
     chunks = lambda rows: np.array_split(rows, math.ceil(len(rows) / batch_size))
     return (
-        torch.cat([model.project_image(outputs.image_batch(rows)) for rows in chunks(images)]),
+        F.normalize(torch.cat([embed_images(rows) for rows in chunks(images)]), dim=-1),
         torch.cat([model.project_text(*outputs.text_batch(rows)) for rows in chunks(captions)]),
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from PIL import Image
 
 from .config import data_root, output_root
 from .data import load_image
@@ -37,12 +38,14 @@ def save(fig: Figure, name: str, dataset: str, photos: bool = False) -> Path:
     """Write a figure to ``figures/<dataset>/<name>.png`` and return the path.
 
     Photos of a dataset that may not be redistributed go to ``data_root()`` instead, which git ignores:
-    no committed file shows one.
+    no committed file shows one. A figure with pictures gets 128 colours, which halves its file.
     """
     root = data_root() if photos and dataset not in FREE_TO_SHOW else output_root()
     path = root / "figures" / dataset / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path)
+    fig.savefig(path, dpi=100 if photos else 150)
+    if photos:
+        Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
     return path
 
 
@@ -52,7 +55,7 @@ def _grid(rows: int, columns: int, cell: tuple[float, float]) -> tuple[Figure, n
 
 
 def _show(ax, image, title: str = "", frame=None, width: int = 30) -> None:
-    ax.imshow(load_image(image, hint=224).resize((224, 224)))
+    ax.imshow(load_image(image, hint=224).resize((128, 128), Image.Resampling.BOX))
     ax.set(xticks=[], yticks=[])
     ax.set_title(fill(title, width), fontsize=8)
     ax.grid(False)
@@ -113,7 +116,7 @@ def heatmap(ax, matrix, title: str, xlabel: str, ylabel: str, form: str = ".2f")
 
 def curves(x: Sequence[float], series: Mapping[str, Sequence[float]], xlabel: str, log: bool = True) -> Figure:
     """Several quantities against one, each in its own panel."""
-    fig, axes = plt.subplots(1, len(series), figsize=(4.5 * len(series), 2.8), squeeze=False)
+    fig, axes = plt.subplots(1, len(series), figsize=(3.3 * len(series), 2.7), squeeze=False)
     for ax, (name, values) in zip(axes.flat, series.items(), strict=True):
         ax.plot(x, values, color=BLUE)
         ax.set(xlabel=xlabel, title=name, ylim=(0, None), xscale="log" if log else "linear")
@@ -122,7 +125,7 @@ def curves(x: Sequence[float], series: Mapping[str, Sequence[float]], xlabel: st
 
 def similarity(matrix, captions: Sequence[str], images: Sequence | None = None, title: str = "") -> Figure:
     """Heat map of (images, captions) cosine similarities, thumbnails of the images along the left."""
-    matrix = np.asarray(matrix)
+    matrix = np.asarray(matrix).round(2) + 0.0  # never "-0.00"
     n, m = matrix.shape
     fig, ax = plt.subplots(figsize=(2.8 + 0.55 * m, 2.2 + 0.5 * n))
     sns.heatmap(
@@ -153,6 +156,8 @@ def training_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
         for ax, column in zip(axes, ("loss", "dev_mean_recall", "logit_scale"), strict=True):
             scale = 100 if column == "dev_mean_recall" else 1
             ax.plot(history["epoch"], scale * history[column], "o-", ms=3, color=colour, label=name)
+        best = history.loc[history["dev_mean_recall"].idxmax()]
+        axes[1].plot(best["epoch"], 100 * best["dev_mean_recall"], "o", ms=9, mfc="none", color=colour, label="kept")
     for level in {history["log_batch"].iloc[0] for history in histories.values()}:
         axes[0].axhline(level, color=GREY, linestyle="--", label="ln(batch): no learning")
     axes[0].set(xlabel="epoch", ylabel="training loss (nats)", title="Loss", ylim=(0, None))
@@ -160,6 +165,7 @@ def training_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
     axes[2].set(xlabel="epoch", ylabel="logit scale (1 / temperature)", title="Logit scale")
     if histories:
         axes[0].legend(fontsize=8)
+        axes[1].legend(fontsize=8, loc="lower right")
     return fig
 
 
@@ -213,5 +219,5 @@ def image_gallery(queries: Sequence[str], results: Sequence[Sequence[tuple]], ri
         axes[row, 0].text(0.5, 0.5, fill(f"“{query}”", 16), ha="center", va="center", fontsize=11)
         for column, (image, score) in enumerate(found):
             hit = right is not None and right[row][column]
-            _show(axes[row, column + 1], image, f"{score:.2f}" + " ✓" * hit, RIGHT if hit else None)
+            _show(axes[row, column + 1], image, f"{score:.2f}" + (" ✓" if hit else ""), RIGHT if hit else None)
     return fig

@@ -24,7 +24,7 @@ def test_a_config_survives_json(config):
 def test_a_part_of_a_config_fills_up_with_defaults():
     assert mc.Config.from_dict({"train": {"epochs": 3}, "seed": 7}).updated(
         **{"encoders.image": "resnet50", "loss.name": "sigmoid"}
-    ) == (CHANGED)
+    ) == CHANGED
 
 
 def test_updated_changes_a_copy_by_dotted_name():
@@ -43,10 +43,20 @@ def test_an_unknown_setting_is_named_beside_the_known(wrong):
         mc.Config().updated(**{wrong: 3})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [("train.epochs", "many", "int"), ("train.lr_heads", None, "float"), ("data.limit", 0.5, r"int \| None")],
+)
+def test_a_value_of_another_kind_is_an_error(name, value, kind):
+    with pytest.raises(ValueError, match=rf"{name} takes {kind}, not {value!r}"):
+        mc.Config().updated(**{name: value})
+    assert mc.Config().updated(**{"train.clip_norm": 1}).train.clip_norm == 1  # a whole number is a float, too
+
+
 def test_an_unknown_setting_in_a_record_is_an_error():
-    with pytest.raises(ValueError, match="no setting 'train.momentum'"):
+    with pytest.raises(ValueError, match=r"no setting 'train.momentum'"):
         mc.Config.from_dict({"train": {"momentum": 0.9}})
-    with pytest.raises(ValueError, match="no setting 'optimiser.lr'"):
+    with pytest.raises(ValueError, match=r"no setting 'optimiser.lr'"):
         mc.Config.from_dict({"optimiser": {"lr": 1}})
 
 
@@ -62,7 +72,7 @@ def test_the_digest_names_the_settings_and_not_the_place():
 
 def test_presets():
     assert all(mc.preset(name).data.name == name for name in mc.PRESETS)
-    with pytest.raises(ValueError, match="Unknown preset 'imagenet'. Known: sample, flickr8k"):
+    with pytest.raises(ValueError, match=r"Unknown preset 'imagenet'. Known: sample, flickr8k"):
         mc.preset("imagenet")
 
 

@@ -70,7 +70,7 @@ def test_captions_of_one_image_are_not_each_others_negatives():
     assert (text.grad[:2] @ image[0] < 0).all()
     # and bringing one to its image leaves what the other pays from the image's side as it was
     logits = torch.tensor([[1.0, 2.0, 0.5]])
-    row = lambda l: F.softplus(l[0, 2] - l[0, 0])
+    row = lambda scores: F.softplus(scores[0, 2] - scores[0, 0])
     assert row(logits) == row(logits + torch.tensor([[0, 5.0, 0]]))
     naive = F.cross_entropy(10 * image @ torch.stack([image[0], image[0]]).T, torch.tensor([0, 1]))
     assert naive.item() > math.log(2) - 1e-6  # as negatives, twins cost at least ln 2

@@ -160,7 +160,7 @@ def test_too_few_data_are_refused(few, tmp_path):
     for changes in ({"train.batch_size": 17}, {"train.batch_size": 1}):
         with pytest.raises(ValueError, match="must be 2 to 16"):
             mc.fit(config(changes), tmp_path, few, few)
-    with pytest.raises(ValueError, match="has 1 captions; loss.captions_per_image is 2"):
+    with pytest.raises(ValueError, match=r"has 1 captions; loss.captions_per_image is 2"):
         mc.fit(config({"train.batch_size": 8, "loss.captions_per_image": 2}), tmp_path, few, few)
 
 

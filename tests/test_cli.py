@@ -1,0 +1,139 @@
+"""The command line, called as a user calls it."""
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+import minicliplib as mc
+from minicliplib.__main__ import main
+
+QUICK = ["data.limit=16", "train.batch_size=8", "train.epochs=2", "train.warmup=0"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", *(word for item in QUICK for word in ("--set", item)), "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def photos(pairs, tmp_path):
+    for i in range(3):
+        pairs.images[i].save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def test_train_writes_a_run_and_goes_on_from_it(run, capsys):
+    assert {"config.json", "model.safetensors", "history.csv"} <= {path.name for path in run.iterdir()}
+    config = mc.load(run).config
+    assert (config.data.limit, config.train.epochs, config.train.batch_size) == (16, 2, 8)
+    stamp = (run / "model.safetensors").stat().st_mtime_ns
+    arguments = [word for item in QUICK for word in ("--set", item)]
+    assert main(["train", *arguments, "--out", str(run)]) == 0  # the same call again loads it
+    assert (run / "model.safetensors").stat().st_mtime_ns == stamp
+    out = capsys.readouterr().out
+    assert re.search(r"epoch +loss +log_batch .*dev_mean_recall", out)
+    assert len(re.findall(r"^ +[12] ", out, re.MULTILINE)) == 2
+    assert str(run) in out
+
+
+def test_evaluate_prints_and_writes_what_the_library_measures(run, capsys, tmp_path):
+    arguments = ["evaluate", "--data", "sample", "--checkpoint", str(run), "--limit", "20"]
+    assert main([*arguments, "--json", str(tmp_path / "numbers.json")]) == 0
+    out = capsys.readouterr().out
+    assert "20 images, 100 captions" in out
+    assert {"R@1", "R@5", "R@10", "chance"} <= set(re.findall(r"R@\d+|chance", out))
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    expected = mc.evaluate(mc.load(run), mc.load_dataset("sample", "test", limit=20))
+    assert numbers == json.loads(json.dumps(expected))
+    assert f"{numbers['scores']['text_to_image']['R@5']:.1%}" in out
+
+
+def test_search_by_sentence_and_by_image(run, photos, capsys):
+    arguments = ["search", "--images", str(photos), "--checkpoint", str(run), "-k", "2"]
+    assert main([*arguments, "a thing on a beach"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    scores = [float(line.split()[0]) for line in lines]
+    assert scores == sorted(scores, reverse=True)
+    assert main([*arguments, str(photos / "1.png"), "--by-image"]) == 0
+    best = capsys.readouterr().out.splitlines()[0]
+    assert best.split() == ["1.000", str(photos / "1.png")]
+
+
+def test_download_from_a_folder(tmp_path, capsys):
+    """What a whole copy looks like is tested in test_archives.py; here, that the options arrive."""
+    with zipfile.ZipFile(tmp_path / "Flickr8k_Dataset.zip", "w") as file:
+        file.writestr("Flicker8k_Dataset/a.jpg", b"")
+    assert main(["download", "flickr8k", "--root", str(tmp_path / "here"), "--from", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "No mirror gave Flickr8k_text.zip" in error
+    assert str(tmp_path) in error
+    assert (tmp_path / "here" / "Flickr8k_Dataset").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["download", "imagenet"], "no download for 'imagenet'. Known: flickr8k"),
+        (["train", "--preset", "imagenet"], "Unknown preset 'imagenet'. Known: sample, flickr8k"),
+        (["train", "--set", "train.epochs"], "--set takes NAME=VALUE"),
+        (["train", "--set", "train.epoch=3"], "no setting 'train.epoch'"),
+        (["train", "--set", "train.epochs=many"], "train.epochs takes int, not 'many'"),
+        (["train", "--set", "data.name=imagenet"], "Unknown dataset 'imagenet'. Known: sample"),
+        (["train", "--set", "data.limit=4"], "train.batch_size must be 2 to 4"),
+        (["train", "--set", "data.limit=200", "--set", "encoders.image=resnet5000"], "Unknown image encoder"),
+        (["evaluate", "--data", "imagenet", "--checkpoint", "RUN"], "Unknown dataset 'imagenet'"),
+        (["evaluate", "--data", "sample", "--split", "half", "--checkpoint", "RUN"], "no split 'half'"),
+        (["evaluate", "--data", "sample", "--limit", "0", "--checkpoint", "RUN"], "limit=0"),
+        (["evaluate", "--data", "flickr8k", "--root", "PHOTOS", "--checkpoint", "RUN"], "miniclip download flickr8k"),
+        (["evaluate", "--data", "sample", "--limit", "5", "--checkpoint", "nothing"], "no checkpoint 'nothing'"),
+        (["search", "a dog", "--images", "no-such-folder", "--checkpoint", "RUN"], "no folder no-such-folder"),
+        (["search", " ", "--images", "PHOTOS", "--checkpoint", "RUN"], "the query is empty"),
+        (
+            ["search", "no.jpg", "--by-image", "-k", "1", "--images", "PHOTOS", "--checkpoint", "RUN"],
+            "no image file no.jpg",
+        ),
+        (["search", "a dog", "-k", "9", "--images", "PHOTOS", "--checkpoint", "RUN"], "k must be from 1 to 3"),
+    ],
+)
+def test_a_wrong_input_is_one_line_and_status_2(arguments, message, run, photos, capsys):
+    places = {"RUN": str(run), "PHOTOS": str(photos)}
+    assert main([places.get(word, word) for word in arguments]) == 2
+    out, error = capsys.readouterr()
+    assert message in error
+    assert error.startswith(f"miniclip {arguments[0]}: ")
+    assert error.count("\n") == 1
+    assert "Traceback" not in out + error
+
+
+@pytest.mark.parametrize("command", ["", "download", "train", "evaluate", "search"])
+def test_help_reads_well(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*command.split(), "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: miniclip {command}")
+    options = re.findall(r"^  +(-[-\w]+(?:, --\w+)?)", text, re.MULTILINE)
+    assert options
+    assert "==SUPPRESS==" not in text
+    assert "None" not in text
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["search"]])
+def test_a_wrong_command_shows_the_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: miniclip" in capsys.readouterr().err
+
+
+def test_python_dash_m():
+    done = subprocess.run([sys.executable, "-m", "minicliplib", "--help"], capture_output=True, text=True, check=True)
+    assert "download" in done.stdout
+    assert done.stderr == ""
