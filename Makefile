@@ -13,7 +13,7 @@ run: $(VENV)/.installed        ## run notebooks 01-04 on the sample into out/, a
 test: $(VENV)/.installed       ## style, unit tests, then every notebook against its committed outputs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 	TQDM_DISABLE=1 OMP_NUM_THREADS=1 MINICLIP_OUT=$$(mktemp -d) \
 		$(BIN)/python -m pytest -n 2 --dist loadscope $(NBVAL) notebooks
 
