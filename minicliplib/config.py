@@ -23,7 +23,7 @@ class DataConfig:
     """Which image-caption pairs."""
 
     name: str = "sample"
-    root: str | None = None  # None: data_root() / name
+    root: str | Path | None = None  # None: data_root() / name
     limit: int | None = None  # use only the first so many images of each split
 
 
@@ -36,7 +36,7 @@ class EncoderConfig:
     image_trainable: int = 0  # 0 is a locked tower (LiT), -1 is full fine-tuning
     text_trainable: int = 0
     max_tokens: int = 40  # longer captions are cut
-    mirror: bool = False  # embed a picture as the mean of itself and its mirror image: twice the work
+    mirror: bool = False  # encode_image gives the mean of a picture and its mirror image: twice the work
 
 
 @dataclass(frozen=True)
@@ -135,15 +135,15 @@ PRESETS = {
     "flickr8k": Config(
         data=DataConfig("flickr8k"),
         encoders=EncoderConfig(image_trainable=6, text_trainable=2, mirror=True),
-        heads=HeadConfig(dim=512, dropout=0.2),
-        loss=LossConfig("multi_positive", captions_per_image=2, temperature=0.045),
+        heads=HeadConfig(dim=512),
+        loss=LossConfig("multi_positive", captions_per_image=2),
         train=TrainConfig(
-            epochs=13,
+            epochs=16,
             batch_size=256,
             average=0.98,
             views=6,
             map_crop=0.86,
-            word_dropout=0.15,
+            word_dropout=0.1,
             tower_dropout=0.1,
         ),
     ),

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from filelock import FileLock
 from safetensors import safe_open
@@ -98,7 +97,7 @@ def fit(
     accelerator = Accelerator(mixed_precision=config.train.precision)
     model = MiniCLIP(config).to(accelerator.device)
     learner = Learner(config, model, accelerator, TrunkOutputs(model, train, config.train.views, cache, progress))
-    dev_outputs = TrunkOutputs(model, dev, 1 + config.encoders.mirror, cache, progress)
+    dev_outputs = TrunkOutputs(model, dev, 1, cache, progress)
     if history:
         learner.load_state(folder / "state.safetensors")
     steps = {"total": config.train.epochs * learner.steps, "initial": len(history) * learner.steps}
@@ -129,6 +128,8 @@ def _check(config: Config, train: CaptionedImages) -> None:
     fewest = min(map(len, train.captions))
     if fewest < per_image:
         raise ValueError(f"An image of {train.name!r} has {fewest} captions; loss.captions_per_image is {per_image}.")
+    two, texts = torch.eye(2), torch.arange(2).repeat_interleave(per_image)
+    contrastive_loss(config.loss.name, two, two[texts], two[0, 0], texts)  # refuses now what would fail after minutes
 
 
 def _peak_gib() -> float:
@@ -331,17 +332,12 @@ def parameter_groups(config: Config, model: MiniCLIP) -> list[dict]:
 
 @torch.inference_mode()
 def embed(model: MiniCLIP, outputs: TrunkOutputs, batch_size: int = 200) -> tuple[Tensor, Tensor]:
-    """Embed a dataset from its trunk outputs as ``encode_*`` would: images (N, E) and captions (M, E)."""
+    """Embed a dataset from its trunk outputs, plain view: images (N, E) and captions (M, E), unit length."""
     model.eval()
-    views = range(1 + model.config.encoders.mirror)  # view 1 is the mirror image
-
-    def embed_images(rows: np.ndarray) -> Tensor:
-        return sum(model.project_image(outputs.image_batch(rows, np.full(len(rows), view))) for view in views)
-
     images, captions = np.arange(len(outputs.data)), np.arange(len(outputs.captions))
     chunks = lambda rows: np.array_split(rows, math.ceil(len(rows) / batch_size))
     return (
-        F.normalize(torch.cat([embed_images(rows) for rows in chunks(images)]), dim=-1),
+        torch.cat([model.project_image(outputs.image_batch(rows)) for rows in chunks(images)]),
         torch.cat([model.project_text(*outputs.text_batch(rows)) for rows in chunks(captions)]),
     )
 

@@ -45,20 +45,21 @@ class TrunkOutputs:
         return torch.from_numpy(hidden).to(self.model.device).float()
 
     def text_batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Rows of captions -> hidden states (B, T, D), padded, and mask (B, T)."""
+        """Rows of captions -> hidden states (B, T, D), padded, and mask (B, T); of a tower with no trunk, token ids."""
         if not self.cache:
             return self._run_text([self.captions[j] for j in rows])
         lengths = self.starts[rows + 1] - self.starts[rows]
-        hidden = np.zeros((len(rows), lengths.max(), self.tokens.shape[1]), self._dtype)  # (B, T, D)
+        hidden = np.zeros((len(rows), lengths.max(), *self.tokens.shape[1:]), self.tokens.dtype)
         for row, (j, n) in enumerate(zip(rows, lengths, strict=True)):
             hidden[row, :n] = self.tokens[self.starts[j] : self.starts[j] + n]
-        mask = torch.from_numpy(np.arange(hidden.shape[1]) < lengths[:, None]).long()
-        return torch.from_numpy(hidden).to(self.model.device).float(), mask.to(self.model.device)
+        mask = torch.from_numpy(np.arange(hidden.shape[1]) < lengths[:, None]).long().to(self.model.device)
+        hidden = torch.from_numpy(hidden).to(self.model.device)
+        return hidden.float() if hidden.is_floating_point() else hidden, mask
 
     def _run_text(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         ids, mask = self.model.text_encoder.prepare(captions)
         hidden = self.model.text_encoder.trunk(ids, mask)
-        if hidden.ndim == 3:
+        if not self.model.text_encoder.locked:
             return hidden, mask
         return hidden.unsqueeze(1), torch.ones_like(mask[:, :1])  # a locked tower pools: sequences of one token
 
@@ -95,7 +96,8 @@ class TrunkOutputs:
         for rows in self._by_length():
             hidden, mask = self._run_text([self.captions[j] for j in rows])
             if out is None:
-                out = np.lib.format.open_memmap(part, "w+", self._dtype, (int(self.starts[-1]), hidden.shape[2]))
+                dtype = self._dtype if hidden.is_floating_point() else np.int64
+                out = np.lib.format.open_memmap(part, "w+", dtype, (int(self.starts[-1]), *hidden.shape[2:]))
             for j, states, n in zip(rows, hidden.cpu().numpy(), mask.sum(1).tolist(), strict=True):
                 out[self.starts[j] : self.starts[j] + n] = states[:n]
             bar.update(len(rows))

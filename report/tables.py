@@ -13,8 +13,8 @@ HEAD = """| {title} | image → text R@1 | R@5 | R@10 | text → image R@1 | R@5
 """
 # Published single dual encoders on the same protocol: 1,000 images x 5,000 captions, any hit counts.
 PUBLISHED = {
-    "FV GMM+HGLMM (Klein et al., CVPR 2015, table 3)": (31.0, 59.3, 73.7, 21.2, 50.0, 64.8),
-    "2WayNet (Eisenschtat & Wolf, CVPR 2017, table 2)": (43.4, 63.2, None, 29.3, 49.7, None),
+    "FV GMM+HGLMM (Klein et al., CVPR 2015)": (31.0, 59.3, 73.7, 21.2, 50.0, 64.8),
+    "2WayNet (Eisenschtat & Wolf, CVPR 2017)": (43.4, 63.2, None, 29.3, 49.7, None),
 }
 
 

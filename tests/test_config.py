@@ -22,9 +22,12 @@ def test_a_config_survives_json(config):
 
 
 def test_a_part_of_a_config_fills_up_with_defaults():
-    assert mc.Config.from_dict({"train": {"epochs": 3}, "seed": 7}).updated(
-        **{"encoders.image": "resnet50", "loss.name": "sigmoid"}
-    ) == CHANGED
+    assert (
+        mc.Config.from_dict({"train": {"epochs": 3}, "seed": 7}).updated(
+            **{"encoders.image": "resnet50", "loss.name": "sigmoid"}
+        )
+        == CHANGED
+    )
 
 
 def test_updated_changes_a_copy_by_dotted_name():
@@ -50,7 +53,8 @@ def test_an_unknown_setting_is_named_beside_the_known(wrong):
 def test_a_value_of_another_kind_is_an_error(name, value, kind):
     with pytest.raises(ValueError, match=rf"{name} takes {kind}, not {value!r}"):
         mc.Config().updated(**{name: value})
-    assert mc.Config().updated(**{"train.clip_norm": 1}).train.clip_norm == 1  # a whole number is a float, too
+    accepted = mc.Config().updated(**{"train.clip_norm": 1, "data.root": Path("photos"), "data.limit": 3})
+    assert accepted.train.clip_norm == 1  # a whole number is a float, too
 
 
 def test_an_unknown_setting_in_a_record_is_an_error():

@@ -86,6 +86,25 @@ def test_sigmoid_by_a_loop():
     assert mc.contrastive_loss("sigmoid", image, text, SCALE).item() == pytest.approx(total, rel=1e-5)
 
 
+def test_with_one_caption_each_multi_positive_is_infonce():
+    image, text = unit(5), unit(5, 1)
+    expected = mc.contrastive_loss("infonce", image, text, SCALE)
+    for owner in (None, torch.arange(5)):
+        assert torch.allclose(mc.contrastive_loss("multi_positive", image, text, SCALE, owner), expected)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_largest_scale_and_equal_vectors_have_finite_gradients(name):
+    for image, text in (
+        (torch.eye(8), torch.eye(8)),
+        (torch.eye(8), torch.eye(8).roll(1, 0)),
+        (unit(1).expand(4, 8),) * 2,
+    ):
+        image, text, scale = (t.clone().requires_grad_() for t in (image, text, torch.tensor(100.0)))
+        mc.contrastive_loss(name, image, text, scale).backward()
+        assert all(t.grad.isfinite().all() for t in (image, text, scale))
+
+
 def test_bad_input_gets_one_clear_error():
     one, three = unit(1), unit(3)
     with pytest.raises(ValueError, match="at least two images"):
@@ -110,7 +129,7 @@ def gradients(name: str, per_image: int, rank: int = 0, world: int = 1) -> list[
     return [loss.detach(), weight.grad, log_scale.grad]
 
 
-CASES = [("infonce", 1), ("multi_positive", 2)]
+CASES = [("infonce", 1), ("multi_positive", 2), ("sigmoid", 2)]
 
 
 def one_of_two(rank: int, folder: str) -> None:

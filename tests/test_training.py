@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 import minicliplib as mc
 from minicliplib import training, trunk
-from minicliplib.training import Learner, augment, epoch_batches, parameter_groups, two_pass_backward
+from minicliplib.training import Learner, augment, embed, epoch_batches, parameter_groups, two_pass_backward
 from minicliplib.trunk import TrunkOutputs
 
 SMALL = {"train.batch_size": 32, "train.epochs": 2, "train.lr_heads": 2e-3}
@@ -164,6 +164,17 @@ def test_too_few_data_are_refused(few, tmp_path):
         mc.fit(config({"train.batch_size": 8, "loss.captions_per_image": 2}), tmp_path, few, few)
 
 
+def test_a_loss_that_cannot_be_computed_is_refused_before_the_trunk_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "MiniCLIP", lambda *_: pytest.fail("went on"))
+    data = mc.load_dataset("sample", "train", limit=8)
+    for changes, message in (
+        ({"loss.name": "triplet"}, "Known: infonce"),
+        ({"loss.captions_per_image": 2}, "one caption"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mc.fit(config(changes | {"train.batch_size": 8}), tmp_path, data, data)
+
+
 def test_words_are_hidden_and_maps_are_cut():
     settings = config({"train.word_dropout": 0.5, "train.map_crop": 0.75})
     image, mask = torch.arange(2 * 16.0).view(1, 2, 4, 4), torch.ones(50, 8)
@@ -203,3 +214,46 @@ def test_load_or_fit_trains_once(pairs):
     run = training.load_or_fit(settings, train=pairs, dev=pairs)
     assert run.folder == training.run_folder(settings)
     training.load_or_fit(settings, on_epoch=lambda history: pytest.fail("trained again"))
+
+
+@pytest.mark.parametrize("changes", [{"encoders.text_trainable": -1}, {"encoders.image_trainable": -1}])
+def test_a_tower_with_nothing_frozen_trains_from_the_cache_too(few, changes):
+    settings = config(TUNED | changes | {"train.batch_size": 4, "encoders.max_tokens": 12})
+    model = mc.MiniCLIP(settings)
+    model.requires_grad_(False)
+    rows = np.arange(4)
+    (image, (ids, mask)), (raw_image, raw_text) = (
+        (outputs.image_batch(rows), outputs.text_batch(rows))
+        for outputs in (TrunkOutputs(model, few.subset(rows), cache=cache) for cache in (True, False))
+    )
+    cached, uncached = model(image, ids, mask), model(raw_image, *raw_text)
+    assert torch.allclose(cached[0], uncached[0], atol=0.01)
+    assert torch.allclose(cached[1], uncached[1], atol=0.01)
+    assert torch.allclose(model.encode_text(few.flat_captions[:4]), uncached[1], atol=1e-5)
+
+
+def test_averaged_weights_are_put_in_and_taken_out(few):
+    settings = config({"train.batch_size": 8, "train.average": 0.5})
+    model = mc.MiniCLIP(settings)
+    learner, name = Learner(settings, model, Accelerator(), TrunkOutputs(model, few)), "image_head.project.bias"
+    expected, rng = model.get_parameter(name).detach().clone(), np.random.default_rng(0)
+    for step, batch in enumerate(epoch_batches(settings, learner.outputs, 0), 1):
+        learner.train_step(*batch, rng)
+        expected.lerp_(model.get_parameter(name).detach(), 1 - min(0.5, step / (9 + step)))
+    current = model.get_parameter(name).detach().clone()
+    with learner.averaged_weights():
+        assert torch.allclose(model.get_parameter(name), expected)
+        assert not torch.equal(model.get_parameter(name), current)
+    assert torch.equal(model.get_parameter(name), current)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_dev_is_embedded_as_the_user_embeds(few, mirror):
+    model = mc.MiniCLIP(config(TUNED | {"encoders.mirror": mirror, "train.cache_dtype": "float32"}))
+    images, captions = embed(model, TrunkOutputs(model, few, 1 + mirror), batch_size=5)
+    expected = model.encode_image(few.images)
+    assert torch.allclose(images.norm(dim=1), torch.ones(16), atol=1e-5)
+    assert torch.allclose(images, expected, atol=0.01)  # a mirrored file is resized, a mirrored batch has been
+    assert torch.allclose(captions, model.encode_text(few.flat_captions), atol=1e-4)
+    flipped = model.image_encoder.prepare(few.images).flip(-1)
+    assert torch.allclose(model.encode_image(flipped), expected, atol=1e-5) == mirror
