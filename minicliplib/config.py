@@ -36,7 +36,7 @@ class EncoderConfig:
     image_trainable: int = 0  # 0 is a locked tower (LiT), -1 is full fine-tuning
     text_trainable: int = 0
     max_tokens: int = 40  # longer captions are cut
-    mirror: bool = False  # encode_image gives the mean of a picture and its mirror image: twice the work
+    looks: int = 1  # how many looks at a picture encode_image averages: 1, 2 (mirrored, too) or 4 (its middle, too)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ PRESETS = {
     "sample": Config(),
     "flickr8k": Config(
         data=DataConfig("flickr8k"),
-        encoders=EncoderConfig(image_trainable=6, text_trainable=2, mirror=True),
+        encoders=EncoderConfig(image_trainable=6, text_trainable=2, looks=4),
         heads=HeadConfig(dim=512),
         loss=LossConfig("multi_positive", captions_per_image=2),
         train=TrainConfig(

@@ -8,7 +8,7 @@ Glyphs: OpenMoji (https://openmoji.org), CC BY-SA 4.0, from the PyPI package ``o
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 
 import numpy as np
@@ -23,8 +23,8 @@ KIND = {name.lstrip("*"): kind for name, _, kind in _ENTRIES}
 UNSEEN = frozenset(name[1:] for name, _, _ in _ENTRIES if name.startswith("*"))
 
 _PLURALS = {"sheep": "sheep", "fish": "fish", "mouse": "mice", "knife": "knives", "butterfly": "butterflies"}
-_PLURALS |= {"child": "children", "man": "men", "woman": "women", "snowman": "snowmen"}
-_PLURALS |= {"baby": "babies", "tomato": "tomatoes"}
+_PLURALS |= {"child": "children", "policeman": "policemen", "snowman": "snowmen"}
+_PLURALS |= {"baby": "babies", "tomato": "tomatoes", "potato": "potatoes"}
 _PAIRS = {"scissors": "a pair of scissors"}  # has no singular, and is always drawn once
 _DOES = {
     "animal": ("stands", "rests", "looks around"),
@@ -34,15 +34,16 @@ _DOES = {
     "plant": ("grows", "stands"),
     "object": ("stands", "lies"),
 }
+_SCALES = {"small": 0.2, "": 0.28, "big": 0.42, "many": 0.21}  # a glyph's side, as a share of the picture's
 _NUMBERS = ("no", "one", "two", "three", "four")
 
 # ground: words with a gap for the colour, {colour: what it looks like}, what stands behind (in a room: the floor)
 GROUNDS = {
     "beach": ("on a {} beach", {"golden": "#eed08c", "white": "#f8f0dc", "grey": "#c4bcb0"}, "#96cef0"),
-    "snow": ("in {} snow", {"white": "#f6fafd", "blue": "#cee2f6"}, "#bed0e4"),
-    "meadow": ("on a {} meadow", {"green": "#8cc860", "dark green": "#54944c", "yellow": "#d8ce68"}, "#aad8fa"),
+    "snow": ("in the {} snow", {"white": "#f6fafd", "blue": "#cee2f6"}, "#bed0e4"),
+    "meadow": ("in a {} meadow", {"green": "#8cc860", "dark green": "#54944c", "yellow": "#d8ce68"}, "#aad8fa"),
     "street": ("on a {} street", {"grey": "#a0a0a4", "brown": "#b0947a"}, "#d0d6dc"),
-    "night": ("under a {} night sky", {"blue": "#2a366e", "purple": "#4c326e", "black": "#1e2028"}, "#181c3e"),
+    "night": ("under a {} night sky", {"blue": "#2a366e", "purple": "#4c326e", "black": "#3a3e4c"}, "#5c6a64"),
     "room": ("in a {} room", {"pink": "#f4ccd4", "blue": "#bcd6ec", "yellow": "#fae8aa"}, "#a87c58"),
 }
 
@@ -79,8 +80,9 @@ class Scene:
         for group in self.groups:
             side = round(group.scale * size)
             for dx, dy in _offsets(group.count):
-                glyph = _glyph(THINGS[group.name]).resize((side, side), Image.Resampling.LANCZOS)
-                glyph = glyph.rotate(rng.uniform(-12, 12), Image.Resampling.BICUBIC, expand=True)
+                glyph = _resized(THINGS[group.name], side).rotate(
+                    rng.uniform(-8, 8), Image.Resampling.BICUBIC, expand=True
+                )
                 x = round(group.x * size + dx * side - glyph.width / 2)
                 y = round(group.y * size + dy * side - glyph.height / 2)
                 picture.paste(glyph, (x, y), glyph)
@@ -96,17 +98,32 @@ def make_scene(split: str, index: int, seed: int = 0) -> Scene:
     names = sorted(UNSEEN) if split == "unseen" else sorted(set(THINGS) - UNSEEN)
     how_many = 1 if split == "unseen" else int(rng.choice([1, 2, 3], p=[0.3, 0.45, 0.25]))
     chosen = [names[index % len(names)]] if split == "unseen" else rng.choice(names, how_many, replace=False)
-    groups = tuple(_group(str(name), place, how_many, rng) for place, name in enumerate(chosen))
+    groups = _arrange([str(name) for name in chosen], rng)
     return Scene(ground, colour, groups, tuple(_captions(ground, colour, groups, rng)), identity)
 
 
-def _group(name: str, place: int, of: int, rng: np.random.Generator) -> Group:
-    count = 1 if name in _PAIRS else int(rng.choice([1, 2, 3, 4], p=[0.6, 0.2, 0.12, 0.08]))
-    size = str(rng.choice(["small", "", "big"], p=[0.25, 0.5, 0.25])) if count == 1 else ""
-    scale = {"small": 0.2, "": 0.28, "big": 0.42}[size] * (1.15 if of == 1 else 0.82) * (1 if count == 1 else 0.75)
-    x = (place + 0.5) / of + rng.uniform(-0.04, 0.04) if of > 1 else rng.choice([0.22, 0.5, 0.78])
-    half = scale * (0.6 if count == 1 else 1.15)  # so that nothing is cut off, even turned
-    return Group(name, count, size, float(np.clip(x, half, 1 - half)), float(rng.uniform(0.55, 0.7)), scale)
+def _arrange(names: list[str], rng: np.random.Generator) -> tuple[Group, ...]:
+    """Draw counts and sizes until all fit side by side, then put the groups from left to right with random gaps."""
+    while True:
+        drawn = [_count_and_size(name, rng) for name in names]
+        scales = [(1.15 if len(names) == 1 else 1) * _SCALES[size if count == 1 else "many"] for count, size in drawn]
+        widths = [scale * (1.1 if count == 1 else 2.2) for (count, _), scale in zip(drawn, scales, strict=True)]
+        if sum(widths) < 1:
+            break
+    gaps = rng.dirichlet(np.ones(len(names) + 1)) * (1 - sum(widths))
+    middles = np.cumsum(gaps[:-1]) + np.cumsum(widths) - np.array(widths) / 2
+    if len(names) == 1:  # clearly left, right or in the middle, so that the words leave no doubt
+        middles = np.clip(rng.choice([0.22, 0.5, 0.78], 1), widths[0] / 2, 1 - widths[0] / 2)
+    heights = rng.uniform(0.6, 0.7, len(names))
+    return tuple(
+        Group(name, count, size, float(x), float(y), scale)
+        for name, (count, size), x, y, scale in zip(names, drawn, middles, heights, scales, strict=True)
+    )
+
+
+def _count_and_size(name: str, rng: np.random.Generator) -> tuple[int, str]:
+    count = 1 if name in _PAIRS else int(rng.choice([1, 2, 3, 4], p=[0.5, 0.24, 0.16, 0.1]))
+    return count, str(rng.choice(["small", "", "big"], p=[0.25, 0.5, 0.25])) if count == 1 else ""
 
 
 def _offsets(count: int) -> list[tuple[float, float]]:
@@ -158,8 +175,8 @@ def _captions(ground: str, colour: str, groups: tuple[Group, ...], rng: np.rando
         f"{_and(full)} {coloured}",
         _relation(groups, bare, rng),
         f"{full[pick]} {verb} {plain}",
-        str(rng.choice(views)),
     ]
+    sentences.append(str(rng.choice([view for view in views if view not in sentences])))
     return [sentence[0].upper() + sentence[1:] + "." for sentence in sentences]
 
 
@@ -188,6 +205,11 @@ def _relation(groups: tuple[Group, ...], bare: list[str], rng: np.random.Generat
 # ---- pictures --------------------------------------------------------------------------------------
 
 
+@lru_cache(4096)
+def _resized(character: str, side: int) -> Image.Image:
+    return _glyph(character).resize((side, side), Image.Resampling.LANCZOS)
+
+
 @cache
 def _glyph(character: str, side: int = 160) -> Image.Image:
     """Render one emoji, cropped to its ink and centred in a transparent square."""
@@ -203,11 +225,11 @@ def _glyph(character: str, side: int = 160) -> Image.Image:
 def _background(ground: str, colour: str, rng: np.random.Generator, size: int) -> Image.Image:
     """Draw the ground and what stands behind it, with a little variation."""
     near, far = (ImageColor.getrgb(name) for name in (GROUNDS[ground][1][colour], GROUNDS[ground][2]))
-    if ground in ("night", "room"):  # the wall or the sky carries the colour
+    if ground in ("night", "room"):  # the sky or the wall carries the colour
         near, far = far, near
     picture = Image.new("RGB", (size, size), far)
     draw = ImageDraw.Draw(picture)
-    horizon = int(size * rng.uniform(0.38, 0.5)) if ground != "night" else int(size * 0.86)
+    horizon = int(size * rng.uniform(0.38, 0.5))
     if ground == "night":
         for x, y in rng.uniform(0, 1, (40, 2)) * (size, horizon):
             draw.ellipse((x, y, x + 1.5, y + 1.5), fill=(255, 250, 210))

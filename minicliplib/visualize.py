@@ -38,14 +38,14 @@ def save(fig: Figure, name: str, dataset: str, photos: bool = False) -> Path:
     """Write a figure to ``figures/<dataset>/<name>.png`` and return the path.
 
     Photos of a dataset that may not be redistributed go to ``data_root()`` instead, which git ignores:
-    no committed file shows one. A figure with pictures gets 192 colours, which halves its file.
+    no committed file shows one. A figure with pictures gets 160 colours, which halves its file.
     """
     root = data_root() if photos and dataset not in FREE_TO_SHOW else output_root()
     path = root / "figures" / dataset / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=100 if photos else 150)
     if photos:
-        Image.open(path).convert("RGB").quantize(192).save(path, optimize=True)
+        Image.open(path).convert("RGB").quantize(160).save(path, optimize=True)
     return path
 
 

@@ -72,6 +72,26 @@ def test_paths_pictures_and_pixels_are_the_same_image(locked, pictures, tmp_path
     assert torch.equal(locked.encode_image(locked.image_encoder.prepare(pictures)), expected)
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_vector_is_the_mean_over_the_looks(pictures, count):
+    mc.set_seed(0)
+    plain = mc.MiniCLIP(mc.Config())
+    mc.set_seed(0)
+    model = mc.MiniCLIP(mc.Config().updated(**{"encoders.looks": count}))
+    pixels = model.image_encoder.prepare(pictures[:2])
+    middle = torch.nn.functional.interpolate(pixels[..., 17:207, 17:207], (224, 224), mode="bicubic")
+    looks = [pixels, pixels.flip(-1), middle, middle.flip(-1)][:count]
+    mean = sum(plain.encode_image(look) for look in looks)
+    assert torch.allclose(model.encode_image(pictures[:2]), mean / mean.norm(dim=1, keepdim=True), atol=1e-5)
+    if count > 1:  # a mirrored picture is the same to it
+        assert torch.allclose(model.encode_image(pixels.flip(-1)), model.encode_image(pixels), atol=1e-4)
+
+
+def test_an_unknown_number_of_looks_is_refused():
+    with pytest.raises(ValueError, match="must be 1, 2 or 4, not 3"):
+        mc.MiniCLIP(mc.Config().updated(**{"encoders.looks": 3}))
+
+
 def test_encoding_leaves_no_trace(tuned, pictures):
     tuned.train()
     images, texts = tuned.encode_image(pictures), tuned.encode_text(TEXTS)

@@ -1,6 +1,7 @@
 """Scenes: what is drawn, and that every caption is true of it."""
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def test_the_unseen_are_in_their_own_split_only():
 
 def test_captions_read_as_sentences():
     for scene in SCENES:
-        assert len(scene.captions) == 5
+        assert len(set(scene.captions)) == 5, scene.captions
         for caption in scene.captions:
             assert re.fullmatch(r"[A-Z][a-z ,]+\.", caption), caption
             assert "  " not in caption, caption
@@ -113,3 +114,11 @@ def test_nothing_is_cut_off_by_the_edge():
         for group in scene.groups:
             half = group.scale * (0.5 if group.count == 1 else 1.0)
             assert half <= group.x <= 1 - half
+
+
+def test_groups_are_large_enough_and_do_not_cover_each_other():
+    for scene in SCENES[:200]:
+        assert all(round(group.scale * 224) >= 45 for group in scene.groups)
+        halves = [group.scale * (0.5 if group.count == 1 else 1.05) for group in scene.groups]
+        edges = [(group.x - half, group.x + half) for group, half in zip(scene.groups, halves, strict=True)]
+        assert all(right <= left for (_, right), (left, _) in pairwise(edges)), scene.captions

@@ -247,13 +247,8 @@ def test_averaged_weights_are_put_in_and_taken_out(few):
     assert torch.equal(model.get_parameter(name), current)
 
 
-@pytest.mark.parametrize("mirror", [False, True])
-def test_dev_is_embedded_as_the_user_embeds(few, mirror):
-    model = mc.MiniCLIP(config(TUNED | {"encoders.mirror": mirror, "train.cache_dtype": "float32"}))
-    images, captions = embed(model, TrunkOutputs(model, few, 1 + mirror), batch_size=5)
-    expected = model.encode_image(few.images)
-    assert torch.allclose(images.norm(dim=1), torch.ones(16), atol=1e-5)
-    assert torch.allclose(images, expected, atol=0.01)  # a mirrored file is resized, a mirrored batch has been
+def test_dev_is_embedded_as_the_user_embeds(few):
+    model = mc.MiniCLIP(config(TUNED | {"train.cache_dtype": "float32"}))
+    images, captions = embed(model, TrunkOutputs(model, few), batch_size=5)
+    assert torch.allclose(images, model.encode_image(few.images), atol=1e-4)
     assert torch.allclose(captions, model.encode_text(few.flat_captions), atol=1e-4)
-    flipped = model.image_encoder.prepare(few.images).flip(-1)
-    assert torch.allclose(model.encode_image(flipped), expected, atol=1e-5) == mirror
