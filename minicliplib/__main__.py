@@ -78,7 +78,7 @@ def _search(options) -> None:
     images = image_files(options.images) if options.images else load_dataset(options.data, options.split).images
     index.add_images(images, progress=True)
     query = Path(options.query) if options.by_image else options.query
-    for name, score in index.search(query, k=options.k):
+    for name, score in index.search(query, k=min(5, len(index)) if options.k is None else options.k):
         print(f"{score:.3f}  {name}")
 
 
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--data", default="sample", help=f"or a dataset: {', '.join(DATASETS)} (default: %(default)s)")
     sub.add_argument("--split", default="test", help="split of the dataset (default: %(default)s)")
     sub.add_argument("--checkpoint", default="flickr8k", help="a shipped name, folder or hub id (default: %(default)s)")
-    sub.add_argument("-k", type=int, default=5, help="how many results (default: %(default)s)")
+    sub.add_argument("-k", type=int, help="how many results (default: 5, or all if there are fewer)")
     return parser
 
 

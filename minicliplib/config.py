@@ -120,8 +120,9 @@ class Config:
         return cls().updated(**_flatten(values))
 
     def digest(self) -> str:
-        """Return eight hex digits that name this config; where the data lies does not matter."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
+        """Return eight hex digits that name this config; only for your own folder does it matter where data lie."""
+        place = str(self.data.root) if self.data.name == "folder" else ""
+        return hashlib.sha256((json.dumps(self.to_dict(), sort_keys=True) + place).encode()).hexdigest()[:8]
 
 
 def _flatten(tree: dict) -> dict:

@@ -95,6 +95,10 @@ def fit(
     _check(config, train)
     set_seed(config.seed)
     accelerator = Accelerator(mixed_precision=config.train.precision)
+    if accelerator.num_processes > 1 and (
+        config.train.chunk_size or config.train.batch_size % accelerator.num_processes
+    ):
+        raise ValueError("Several processes need a train.batch_size that they share evenly, and no train.chunk_size.")
     model = MiniCLIP(config).to(accelerator.device)
     learner = Learner(config, model, accelerator, TrunkOutputs(model, train, config.train.views, cache, progress))
     dev_outputs = TrunkOutputs(model, dev, 1, cache, progress)
@@ -118,11 +122,14 @@ def fit(
     except KeyboardInterrupt:
         print(f"Stopped after epoch {len(history)}. The same call goes on from there: {folder}")
         raise
+    accelerator.wait_for_everyone()  # the main process may still be writing
     return Run(load(folder, accelerator.device), folder, pd.DataFrame(history))
 
 
 def _check(config: Config, train: CaptionedImages) -> None:
     size, per_image = config.train.batch_size, config.loss.captions_per_image
+    if config.train.chunk_size and config.train.precision == "fp16":
+        raise ValueError("train.chunk_size does not go with fp16, whose gradients are scaled: use bf16 or no.")
     if not 2 <= size <= len(train):
         raise ValueError(f"train.batch_size must be 2 to {len(train)}, the number of training images, not {size}.")
     fewest = min(map(len, train.captions))
@@ -287,8 +294,10 @@ class Learner:
         """Put the averaged weights into the model for a while; without averaging, change nothing."""
         current = {name: self.model.get_parameter(name).detach().clone() for name in self.average}
         self.model.load_state_dict(self.average, strict=False)
-        yield
-        self.model.load_state_dict(current, strict=False)
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(current, strict=False)
 
     def save_state(self, path: Path, history: list[dict]) -> None:
         """Write all that the next epoch needs, in full precision: weights, averages, Adam's moments and history."""
