@@ -104,7 +104,7 @@ def bars(values: Mapping[str, float], xlabel: str, title: str = "", form: str = 
     sns.barplot(x=list(values.values()), y=list(values), ax=ax, color=BLUE)
     ax.bar_label(ax.containers[0], labels=[form.format(v) for v in values.values()], padding=3, fontsize=8)
     ax.set(xlabel=xlabel, title=title)
-    ax.margins(x=0.12)
+    ax.margins(x=0.18)
     return fig
 
 

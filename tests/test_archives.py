@@ -104,7 +104,8 @@ def test_download_from_a_folder(mirror, tmp_path, kind):
     assert not list(root.rglob("._*"))
 
 
-def test_download_from_a_server_once(mirror, tmp_path, capsys):
+def test_download_from_a_server_once(mirror, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
     root = tmp_path / "data"
     with serve(mirror) as (url, requests):
         download("flickr8k", root, url)

