@@ -1,29 +1,35 @@
 """Mini-CLIP: a miniature CLIP that trains on a laptop CPU, retrieves both ways and can be rerun by anyone.
 
-Data flows one way: config -> scenes, data -> encoders -> model -> trunk, loss, metrics -> training -> retrieval ->
-visualize -> command line and notebooks.
+Data flows one way: config -> scenes, data -> encoders -> model -> trunk, loss, metrics -> training -> retrieval,
+zeroshot -> visualize -> command line and notebooks.
 """
 
 from .archives import download
 from .config import PRESETS, Config, output_root, preset, save_result, set_seed
-from .data import CaptionedImages, DataError, image_files, load_dataset, load_image
+from .data import CaptionedImages, DataError, LabelledImages, image_files, load_dataset, load_image, load_labelled
 from .loss import contrastive_loss
-from .metrics import bootstrap, chance, ranks, ranks_from_embeddings, recall_at_k, summarise
+from .metrics import bootstrap, chance, classification, ranks, ranks_from_embeddings, recall_at_k, summarise
 from .model import CheckpointError, MiniCLIP, load
 from .retrieval import Index, evaluate
 from .training import Run, fit, load_or_fit
+from .zeroshot import PHOTO_TEMPLATES, SCENE_TEMPLATES, ZeroShotClassifier
 
 __all__ = [
+    "PHOTO_TEMPLATES",
     "PRESETS",
+    "SCENE_TEMPLATES",
     "CaptionedImages",
     "CheckpointError",
     "Config",
     "DataError",
     "Index",
+    "LabelledImages",
     "MiniCLIP",
     "Run",
+    "ZeroShotClassifier",
     "bootstrap",
     "chance",
+    "classification",
     "contrastive_loss",
     "download",
     "evaluate",
@@ -32,6 +38,7 @@ __all__ = [
     "load",
     "load_dataset",
     "load_image",
+    "load_labelled",
     "load_or_fit",
     "output_root",
     "preset",

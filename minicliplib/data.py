@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from torchvision.datasets import CIFAR10
 
 from .config import data_root
-from .scenes import SIZES, make_scene
+from .scenes import SIZES, UNSEEN, make_scene
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
 GET_FLICKR8K = "Get a whole copy with: miniclip download flickr8k"
@@ -279,3 +280,56 @@ DATASETS = {
     "flickr8k": Source(_load_flickr8k, ("train", "dev", "test")),
     "folder": Source(_load_folder),
 }
+
+
+# ---- images with classes, for zero-shot ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images that show one class each: ``images[i]`` shows ``classes[labels[i]]``."""
+
+    name: str
+    images: list[Path | Image.Image]
+    labels: np.ndarray  # (n,) int64
+    classes: list[str]  # as the dataset spells them
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, indices: Sequence[int]) -> "LabelledImages":
+        """Return the images at ``indices``, in that order, with all classes."""
+        return LabelledImages(self.name, [self.images[i] for i in indices], self.labels[indices], self.classes)
+
+
+def load_labelled(name: str | Path, root: str | Path | None = None) -> LabelledImages:
+    """Load ``sample`` (its never-trained things), ``cifar10`` (test), ``caltech101``, or any folder ``root/<class>/*``.
+
+    ``name`` may itself be the folder. The two datasets lie in ``root`` (default: the data folder) as torchvision or
+    ``miniclip download`` leaves them, or as class folders.
+    """
+    if name == "sample":
+        scenes = [make_scene("unseen", index) for index in range(SIZES["unseen"])]
+        classes = sorted(UNSEEN)
+        labels = np.array([classes.index(scene.groups[0].name) for scene in scenes])
+        return LabelledImages("sample", [scene.render() for scene in scenes], labels, classes)
+    named = name in ("cifar10", "caltech101")
+    root = Path(root).expanduser() if root else data_root() / name if named else Path(name)
+    if (root / "cifar-10-batches-py").is_dir():
+        found = CIFAR10(root, train=False)
+        return LabelledImages(name, [Image.fromarray(x) for x in found.data], np.array(found.targets), found.classes)
+    folder = root
+    while len(inner := [path for path in _visible(folder)]) == 1 and inner[0].is_dir():
+        folder = inner[0]
+    classes = sorted(path.name for path in _visible(folder) if path.is_dir())
+    files = {c: image_files(folder / c) for c in classes if c != "BACKGROUND_Google"}
+    classes = [c for c in files if files[c]]
+    if len(classes) < 2:
+        hint = f" Get it with: miniclip download {name}" if named else ""
+        raise DataError(f"{root} holds no labelled images: it needs a folder of images per class.{hint}")
+    labels = np.repeat(np.arange(len(classes)), [len(files[c]) for c in classes])
+    return LabelledImages(str(name), list(chain.from_iterable(files[c] for c in classes)), labels, classes)
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name[0] not in "._"] if folder.is_dir() else []

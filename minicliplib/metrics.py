@@ -117,6 +117,32 @@ def chance(owner, n_images, ks=(1, 5, 10)):
     return _with_mean_and_pools(recalls, n_images, total)
 
 
+def classification(scores, labels, ks=(1, 5), n=1000, seed=0):
+    """Accuracy of (N, C) class scores against N labels: `{"top1", "top5", "interval", "chance", "per_class", ...}`.
+
+    A label counts among the first K if fewer than K other classes score at least as high: ties count against
+    us. `per_class` is top-1 by class, (C,), NaN for a class without images; intervals are 95% bootstraps over images.
+    """
+    scores, labels = _numpy(scores), _numpy(labels)
+    if scores.ndim != 2 or labels.shape != (len(scores),):
+        raise ValueError(f"scores must be (images, classes) with a label each, got {scores.shape} and {labels.shape}")
+    classes = scores.shape[1]
+    rank = _ranks(scores, labels[:, None] == np.arange(classes))
+    hits = np.stack([rank < k for k in ks], axis=1)  # (N, ks)
+    draws = np.random.default_rng(seed).integers(len(hits), size=(n, len(hits)))
+    low, high = np.percentile([hits[draw].mean(axis=0) for draw in draws], [2.5, 97.5], axis=0)
+    return {
+        **{f"top{k}": float(value) for k, value in zip(ks, hits.mean(axis=0), strict=True)},
+        "interval": {f"top{k}": [float(a), float(b)] for k, a, b in zip(ks, low, high, strict=True)},
+        "chance": {f"top{k}": min(1.0, k / classes) for k in ks},
+        "per_class": [
+            float(hits[labels == c, 0].mean()) if (labels == c).any() else float("nan") for c in range(classes)
+        ],
+        "images": len(scores),
+        "classes": classes,
+    }
+
+
 def _both_ways(image_scores, caption_scores, shape, owner, block):
     """Ranks of all queries, from functions that give the score rows of some images and of some captions."""
     n_images, n_captions = shape

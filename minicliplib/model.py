@@ -28,8 +28,9 @@ class CheckpointError(ValueError):
 class ProjectionHead(nn.Module):
     """Maps a tower's features into the shared space: (B, D) -> (B, E); not yet of unit length."""
 
-    def __init__(self, width: int, config: HeadConfig):
+    def __init__(self, width: int, config: HeadConfig, input_dropout: float = 0.0):
         super().__init__()
+        self.hide = nn.Dropout(input_dropout) if input_dropout else nn.Identity()
         if config.kind not in ("linear", "mlp"):
             raise ValueError(f"Unknown projection head {config.kind!r}. Known: linear, mlp.")
         self.project = nn.Linear(width, config.dim)
@@ -40,7 +41,7 @@ class ProjectionHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) -> (B, E)."""
-        x = self.project(features)
+        x = self.project(self.hide(features))
         return x if self.residual is None else self.norm(x + self.residual(x))
 
 
@@ -61,7 +62,7 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         self.text_encoder = TextEncoder(
             enc.text, enc.text_trainable, enc.max_tokens, self.config.train.tower_dropout, pretrained
         )
-        self.image_head = ProjectionHead(self.image_encoder.dim, heads)
+        self.image_head = ProjectionHead(self.image_encoder.dim, heads, heads.image_dropout)
         self.text_head = ProjectionHead(self.text_encoder.dim, heads)
         self.logit_scale = nn.Parameter(
             torch.tensor(-math.log(self.config.loss.temperature)),
