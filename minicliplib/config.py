@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import random
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -169,7 +170,7 @@ def set_seed(seed: int, threads: int | None = None) -> None:
 
 def no_bar(progress: bool) -> bool:
     """Return whether progress bars are off: by argument, or everywhere by ``$TQDM_DISABLE``."""
-    return not progress or "TQDM_DISABLE" in os.environ
+    return not progress or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
 
 
 # ---- places ----------------------------------------------------------------------------------------
@@ -188,6 +189,13 @@ def data_root() -> Path:
 def output_root() -> Path:
     """Return where ``figures/`` and ``report/`` are written: ``$MINICLIP_OUT``, the checkout, or here."""
     return Path(os.environ.get("MINICLIP_OUT") or (CHECKOUT if IN_CHECKOUT else Path.cwd()))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` on a temporary neighbour of ``path``, then move it into place in one step."""
+    part = path.with_name(path.name + ".part")
+    write(part)
+    part.replace(path)
 
 
 def save_result(dataset: str, topic: str, metrics: dict, config: Config | None = None, seconds: float = 0) -> Path:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .config import Config, HeadConfig, no_bar
+from .config import Config, HeadConfig, no_bar, write_atomically
 from .encoders import EncoderError, ImageEncoder, ImageLike, TextEncoder
 
 FORMAT = 1  # of the checkpoint folder: config.json + model.safetensors
@@ -177,13 +177,6 @@ def _looks(pixels: Tensor, count: int) -> list[Tensor]:
     edge = round(0.075 * pixels.shape[-1])
     middle = F.interpolate(pixels[..., edge:-edge, edge:-edge], pixels.shape[-2:], mode="bicubic", align_corners=False)
     return [pixels, pixels.flip(-1), middle, middle.flip(-1)]
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` on a temporary neighbour of ``path``, then move it into place in one step."""
-    part = path.with_name(path.name + ".part")
-    write(part)
-    part.replace(path)
 
 
 def load(name: str | Path, device: str | torch.device = "cpu") -> MiniCLIP:

@@ -24,11 +24,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .config import Config, data_root, no_bar, set_seed
+from .config import Config, data_root, no_bar, set_seed, write_atomically
 from .data import CaptionedImages, load_dataset
 from .loss import contrastive_loss
 from .metrics import ranks_from_embeddings, summarise
-from .model import MiniCLIP, load, write_atomically
+from .model import MiniCLIP, load
 from .trunk import TrunkOutputs
 
 try:
