@@ -89,7 +89,7 @@ def test_download_from_a_folder(tmp_path, capsys):
         (["train", "--set", "data.limit=4"], "train.batch_size must be 2 to 4"),
         (
             ["train", "--set", "data.limit=8", "--set", "train.batch_size=8", "--set", "encoders.image=resnet5000"],
-            "Unknown image encoder",
+            "'resnet5000' could not be loaded",
         ),
         (["evaluate", "--data", "imagenet", "--checkpoint", "RUN"], "Unknown dataset 'imagenet'"),
         (["evaluate", "--data", "sample", "--split", "half", "--checkpoint", "RUN"], "no split 'half'"),
