@@ -10,7 +10,7 @@ import os
 import platform
 import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -86,11 +86,11 @@ class TrainConfig:
 class Config:
     """Everything that makes a run."""
 
-    data: DataConfig = field(default_factory=DataConfig)
-    encoders: EncoderConfig = field(default_factory=EncoderConfig)
-    heads: HeadConfig = field(default_factory=HeadConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig = DataConfig()
+    encoders: EncoderConfig = EncoderConfig()
+    heads: HeadConfig = HeadConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
     seed: int = 0
 
     def flat(self) -> dict:
@@ -127,9 +127,10 @@ class Config:
 
 
 def _flatten(tree: dict) -> dict:
-    sections = {name: value for name, value in tree.items() if isinstance(value, dict)}
-    flat = {f"{section}.{name}": value for section, part in sections.items() for name, value in part.items()}
-    return flat | {name: value for name, value in tree.items() if name not in sections}
+    flat = {}
+    for name, value in tree.items():
+        flat |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 PRESETS = {
@@ -140,13 +141,7 @@ PRESETS = {
         heads=HeadConfig(dim=512),
         loss=LossConfig("multi_positive", captions_per_image=2),
         train=TrainConfig(
-            epochs=16,
-            batch_size=256,
-            average=0.98,
-            views=6,
-            map_crop=0.86,
-            word_dropout=0.1,
-            tower_dropout=0.1,
+            epochs=16, batch_size=256, average=0.98, views=6, map_crop=0.86, word_dropout=0.1, tower_dropout=0.1
         ),
     ),
 }
@@ -174,7 +169,6 @@ def no_bar(progress: bool) -> bool:
 
 
 # ---- places ----------------------------------------------------------------------------------------
-
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 IN_CHECKOUT = (CHECKOUT / "pyproject.toml").exists()  # rather than installed somewhere
