@@ -75,8 +75,8 @@ def table(report: dict) -> str:
 def _search(options) -> None:
     model = load(options.checkpoint)
     index = Index(model)
-    images = image_files(options.images) if options.images else load_dataset(options.data, options.split).images
-    index.add_images(images, progress=True)
+    folder, data = options.images, (options.data, options.split, options.root)
+    index.add_images(image_files(folder) if folder else load_dataset(*data).images, progress=True)
     query = Path(options.query) if options.by_image else options.query
     for name, score in index.search(query, k=min(5, len(index)) if options.k is None else options.k):
         print(f"{score:.3f}  {name}")
@@ -117,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--images", metavar="FOLDER", help="your own images")
     where.add_argument("--data", default="sample", help=f"or a dataset: {', '.join(DATASETS)} (default: %(default)s)")
     sub.add_argument("--split", default="test", help="split of the dataset (default: %(default)s)")
+    sub.add_argument("--root", help="where the dataset lies")
     sub.add_argument("--checkpoint", default="flickr8k", help="a shipped name, folder or hub id (default: %(default)s)")
     sub.add_argument("-k", type=int, help="how many results (default: 5, or all if there are fewer)")
     return parser

@@ -9,7 +9,8 @@ import json
 import os
 import platform
 import random
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -86,11 +87,11 @@ class TrainConfig:
 class Config:
     """Everything that makes a run."""
 
-    data: DataConfig = field(default_factory=DataConfig)
-    encoders: EncoderConfig = field(default_factory=EncoderConfig)
-    heads: HeadConfig = field(default_factory=HeadConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig = DataConfig()
+    encoders: EncoderConfig = EncoderConfig()
+    heads: HeadConfig = HeadConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
     seed: int = 0
 
     def flat(self) -> dict:
@@ -127,9 +128,10 @@ class Config:
 
 
 def _flatten(tree: dict) -> dict:
-    sections = {name: value for name, value in tree.items() if isinstance(value, dict)}
-    flat = {f"{section}.{name}": value for section, part in sections.items() for name, value in part.items()}
-    return flat | {name: value for name, value in tree.items() if name not in sections}
+    flat = {}
+    for name, value in tree.items():
+        flat |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 PRESETS = {
@@ -140,13 +142,7 @@ PRESETS = {
         heads=HeadConfig(dim=512),
         loss=LossConfig("multi_positive", captions_per_image=2),
         train=TrainConfig(
-            epochs=16,
-            batch_size=256,
-            average=0.98,
-            views=6,
-            map_crop=0.86,
-            word_dropout=0.1,
-            tower_dropout=0.1,
+            epochs=16, batch_size=256, average=0.98, views=6, map_crop=0.86, word_dropout=0.1, tower_dropout=0.1
         ),
     ),
 }
@@ -170,11 +166,10 @@ def set_seed(seed: int, threads: int | None = None) -> None:
 
 def no_bar(progress: bool) -> bool:
     """Return whether progress bars are off: by argument, or everywhere by ``$TQDM_DISABLE``."""
-    return not progress or "TQDM_DISABLE" in os.environ
+    return not progress or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
 
 
 # ---- places ----------------------------------------------------------------------------------------
-
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 IN_CHECKOUT = (CHECKOUT / "pyproject.toml").exists()  # rather than installed somewhere
@@ -189,6 +184,13 @@ def data_root() -> Path:
 def output_root() -> Path:
     """Return where ``figures/`` and ``report/`` are written: ``$MINICLIP_OUT``, the checkout, or here."""
     return Path(os.environ.get("MINICLIP_OUT") or (CHECKOUT if IN_CHECKOUT else Path.cwd()))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` on a temporary neighbour of ``path``, then move it into place in one step."""
+    part = path.with_name(path.name + ".part")
+    write(part)
+    part.replace(path)
 
 
 def save_result(dataset: str, topic: str, metrics: dict, config: Config | None = None, seconds: float = 0) -> Path:

@@ -9,7 +9,7 @@ import io
 import os
 import re
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -64,11 +64,7 @@ class CaptionedImages:
 
 
 def load_dataset(
-    name: str,
-    split: str = "train",
-    root: str | Path | None = None,
-    limit: int | None = None,
-    on_bad: str = "raise",
+    name: str, split: str = "train", root: str | Path | None = None, limit: int | None = None, on_bad: str = "raise"
 ) -> CaptionedImages:
     """Load one split of a dataset from ``root`` (default: the data folder), at most ``limit`` images.
 
@@ -126,9 +122,8 @@ def image_files(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}: name the folder that holds your images.")
-    inside = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
-    visible = [path for path in inside if not any(part.startswith(".") for part in path.parts)]
-    return [folder / path for path in sorted(visible) if (folder / path).is_file()]
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
 def clean_caption(text: str) -> str:
@@ -156,10 +151,10 @@ def _without_unreadable(data: CaptionedImages) -> CaptionedImages:
             load_image(image, hint=1)  # the whole file is read, but decoded small
             good.append(i)
         except DataError as error:
-            faults.append(str(error))
+            faults.append(f"\n  {error}")
     if faults:
-        message = f"Left out {len(faults)} of {len(data)} images of {data.name!r}:"
-        warnings.warn("\n  ".join([message, *faults]), stacklevel=3)
+        message = f"Left out {len(faults)} of {len(data)} images of {data.name!r}:{''.join(faults)}"
+        warnings.warn(message, stacklevel=3)
     return data.subset(good)
 
 
@@ -191,17 +186,13 @@ def _load_flickr8k(root: Path, split: str, limit: int | None) -> CaptionedImages
     captions = defaultdict(list)
     for _, name, text in _token_rows(texts) if texts.name == "Flickr8k.token.txt" else _csv_rows(texts):
         captions[name].append(text)
-    lists = {s: _split_list(root, s) for s in DATASETS["flickr8k"].splits}
-    name, times = Counter(chain(*lists.values())).most_common(1)[0]
-    if times > 1:
-        raise DataError(f"{name} stands twice in the split lists in {root}. {GET_FLICKR8K}")
-    present = set(os.listdir(photos))
-    for name in lists[split]:
+    present, names = set(os.listdir(photos)), _split_list(root, split)
+    for name in names:
         if name not in present:
             raise DataError(f"The {split} photo {name} is missing from {photos}. {GET_FLICKR8K}")
         if len(captions[name]) != 5:
             raise DataError(f"{texts} has {len(captions[name])} captions for {name}, not 5. {GET_FLICKR8K}")
-    names = lists[split][:limit]
+    names = names[:limit]
     return CaptionedImages("flickr8k", split, [photos / n for n in names], [captions[n] for n in names])
 
 
@@ -215,20 +206,15 @@ def _find(root: Path, *names: str) -> Path:
 
 
 def _split_list(root: Path, split: str) -> list[str]:
-    """Return the photo names of a split, from the lists in ``root`` or else those of this package.
-
-    A list that holds official photos must be the official list: 6,000, 1,000 and 1,000 names.
-    """
+    """Return the photo names of a split, from ``root`` or this package; of official photos only the official list."""
     file = f"Flickr_8k.{split}Images.txt"
     official = _read(ASSETS / "flickr8k" / file).split()
     try:
-        path = _find(root, file)
+        names = _read(_find(root, file)).split()
     except DataError:  # Kaggle's layout has no lists
         return official
-    names = _read(path).split()
-    handmade = names and not set(names) & set(official)
-    if not handmade and sorted(names) != sorted(official):
-        raise DataError(f"{path} is not the official list of {len(official)} photos. {GET_FLICKR8K}")
+    if set(names) & set(official) and sorted(names) != sorted(official):
+        raise DataError(f"{file} in {root} is not the official list of {len(official)} photos. {GET_FLICKR8K}")
     return names
 
 

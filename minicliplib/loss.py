@@ -1,8 +1,4 @@
-"""Contrastive losses on unit vectors: (B, E) images and (M, E) captions, with owners where M > B.
-
-``owner[j]`` is the row of the image that caption ``j`` belongs to. With one caption per image it is
-``arange(B)`` and every loss below has one positive per row.
-"""
+"""Contrastive losses on unit vectors: (B, E) images, (M, E) captions, and ``owner[j]``, the image row of caption j."""
 
 import torch
 import torch.nn.functional as F
@@ -10,19 +6,19 @@ from torch import Tensor
 from torch import distributed as dist
 
 
-def infonce(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor | None = None) -> Tensor:
+def infonce(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor) -> Tensor:
     """Symmetric InfoNCE (CLIP, figure 3): cross-entropy over rows and over columns, averaged.
 
     No learning gives ln(B): collapsed embeddings exactly so.
     """
-    if owner is not None and len(owner) != len(image):
+    if len(owner) != len(image):
         raise ValueError("InfoNCE takes one caption per image; use the multi_positive or sigmoid loss for more.")
     logits = scale * image @ text.T  # (B, B)
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def multi_positive(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor | None = None) -> Tensor:
+def multi_positive(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor) -> Tensor:
     """InfoNCE with all captions of an image as its positives (SupCon's L_out, Khosla et al. 2020, eq. 2).
 
     An image's loss is the mean over its captions of the cross-entropy against the captions of *other*
@@ -30,7 +26,6 @@ def multi_positive(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor | N
     :func:`infonce`.
     """
     logits = scale * image @ text.T  # (B, M)
-    owner = torch.arange(len(image), device=logits.device) if owner is None else owner
     positive = owner == torch.arange(len(image), device=logits.device)[:, None]  # (B, M)
     others = logits.masked_fill(positive, -torch.inf).logsumexp(1, keepdim=True)  # (B, 1)
     rows = F.softplus(others - logits)  # -log of exp(own) / (exp(own) + sum over other images' captions)
@@ -38,13 +33,12 @@ def multi_positive(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor | N
     return (image_to_text.mean() + F.cross_entropy(logits.T, owner)) / 2
 
 
-def sigmoid(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor | None = None) -> Tensor:
+def sigmoid(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor) -> Tensor:
     """Pairwise sigmoid loss (SigLIP, Zhai et al. 2023, eq. 1), with the bias at -ln(M - 1), per image.
 
     SigLIP learns the bias from -10; here it follows the batch, which puts the prior of a match at 1 in M.
     """
     logits = scale * image @ text.T - torch.log(torch.tensor(max(len(text) - 1.0, 1.0)))  # (B, M)
-    owner = torch.arange(len(image), device=logits.device) if owner is None else owner
     positive = owner == torch.arange(len(image), device=logits.device)[:, None]
     return -F.logsigmoid(torch.where(positive, logits, -logits)).sum() / len(image)
 
@@ -56,23 +50,22 @@ def contrastive_loss(name: str, image: Tensor, text: Tensor, scale: Tensor, owne
     """Compute a loss by name over the whole batch; under several processes, over all their batches together.
 
     Raises:
-        ValueError: unknown name, a batch of fewer than two images (no negatives), or sizes that disagree.
+        ValueError: unknown name, captions of fewer than two images (no negatives), or sizes that disagree.
 
     """
     if name not in LOSSES:
         raise ValueError(f"Unknown loss {name!r}. Known: {', '.join(LOSSES)}.")
+    owner = torch.arange(len(image), device=image.device) if owner is None else owner
+    if len(text) != len(owner):
+        raise ValueError(f"{len(text)} captions do not match {len(image)} images; say which belongs to which.")
     if dist.is_available() and dist.is_initialized():
         image, text, owner = gather_with_gradient(image, text, owner)
-    if len(image) < 2:
-        raise ValueError("A contrastive loss needs at least two images in a batch: one pair has no negatives.")
-    if len(text) != len(image if owner is None else owner):
-        raise ValueError(f"{len(text)} captions do not match {len(image)} images; say which belongs to which.")
+    if len(owner.unique()) < 2:
+        raise ValueError("A contrastive loss needs captions of at least two images: one alone has no negatives.")
     return LOSSES[name](image, text, scale, owner)
 
 
-def gather_with_gradient(
-    image: Tensor, text: Tensor, owner: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def gather_with_gradient(image: Tensor, text: Tensor, owner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Concatenate the batches of all processes, letting gradients flow back to each one's own part.
 
     Every process must hold equally many images and captions. Each computes the whole loss, so the sum
@@ -80,8 +73,7 @@ def gather_with_gradient(
     """
     from torch.distributed.nn.functional import all_gather
 
-    if owner is not None:
-        parts = [torch.empty_like(owner) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, owner)
-        owner = torch.cat([part + rank * len(image) for rank, part in enumerate(parts)])
+    parts = [torch.empty_like(owner) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, owner)
+    owner = torch.cat([part + rank * len(image) for rank, part in enumerate(parts)])
     return torch.cat(all_gather(image)), torch.cat(all_gather(text)), owner

@@ -40,15 +40,10 @@ def ranks_from_embeddings(image_emb, text_emb, owner, block=1024):
     images, texts = _numpy(image_emb).astype(np.float64), _numpy(text_emb).astype(np.float64)
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
         raise ValueError(f"embeddings must be (n, dim) with one dim, got {images.shape} and {texts.shape}")
-
-    def similarity(queries, items):
-        # Summed in double, rounded once: equal embeddings get equal scores whatever the shape of the block.
-        return (queries @ items.T).astype(np.float32)
-
+    # Summed in double, rounded once: equal embeddings get equal scores whatever the shape of the block.
+    scores = lambda queries, items: (queries @ items.T).astype(np.float32)
     shape = len(images), len(texts)
-    return _both_ways(
-        lambda i: similarity(images[i], texts), lambda j: similarity(texts[j], images), shape, owner, block
-    )
+    return _both_ways(lambda i: scores(images[i], texts), lambda j: scores(texts[j], images), shape, owner, block)
 
 
 def recall_at_k(similarity, owner, ks=(1, 5, 10)):
@@ -82,14 +77,12 @@ def bootstrap(ranked, owner, ks=(1, 5, 10), n=1000, seed=0):
     images_found = np.stack([ranked["image_to_text"] < k for k in _checked(ks)], axis=1)
     texts_found = np.stack([np.bincount(image_of, ranked["text_to_image"] < k) for k in ks], axis=1)
 
-    def resample():
+    draws = []  # (n, directions, ks)
+    for _ in range(n):
         times = np.bincount(rng.integers(images, size=images), minlength=images)
-        return times @ images_found / images, times @ texts_found / (times @ captions)
-
-    def interval(values):
-        return np.percentile(values, [2.5, 97.5]).tolist()
-
-    draws = np.array([resample() for _ in range(n)])  # (n, directions, ks)
+        draws.append((times @ images_found / images, times @ texts_found / (times @ captions)))
+    draws = np.array(draws)
+    interval = lambda values: np.percentile(values, [2.5, 97.5]).tolist()
     result = {
         direction: {f"R@{k}": interval(draws[:, way, column]) for column, k in enumerate(ks)}
         for way, direction in enumerate(DIRECTIONS)
@@ -145,13 +138,12 @@ def classification(scores, labels, ks=(1, 5), n=1000, seed=0):
 
 def _both_ways(image_scores, caption_scores, shape, owner, block):
     """Ranks of all queries, from functions that give the score rows of some images and of some captions."""
-    n_images, n_captions = shape
-    owner = _checked_owner(owner, n_images, n_captions)
-    images, captions = np.arange(n_images), np.arange(n_captions)
-    image_blocks, caption_blocks = _blocks(np.unique(owner), block), _blocks(captions, block)
-    image_ranks = [_ranks(image_scores(i), i[:, None] == owner) for i in image_blocks]
-    caption_ranks = [_ranks(caption_scores(j), owner[j, None] == images) for j in caption_blocks]
-    return dict(zip(DIRECTIONS, map(np.concatenate, (image_ranks, caption_ranks)), strict=True))
+    owner = _checked_owner(owner, *shape)
+    asking = np.unique(owner)
+    image_ranks = [_ranks(image_scores(i), i[:, None] == owner) for i in _blocks(asking, block)]
+    images, captions = np.arange(shape[0]), np.arange(shape[1])
+    caption_ranks = [_ranks(caption_scores(j), owner[j, None] == images) for j in _blocks(captions, block)]
+    return {"image_to_text": np.concatenate(image_ranks), "text_to_image": np.concatenate(caption_ranks)}
 
 
 def _ranks(scores, right):

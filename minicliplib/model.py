@@ -2,7 +2,9 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .config import Config, HeadConfig, no_bar
+from .config import Config, HeadConfig, no_bar, write_atomically
 from .encoders import EncoderError, ImageEncoder, ImageLike, TextEncoder
 
 FORMAT = 1  # of the checkpoint folder: config.json + model.safetensors
@@ -55,19 +57,15 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
     def __init__(self, config: Config | None = None, pretrained: bool = True):
         super().__init__()
         self.config = config or Config()
-        enc, heads = self.config.encoders, self.config.heads
+        enc, heads, dropout = self.config.encoders, self.config.heads, self.config.train.tower_dropout
         if enc.looks not in (1, 2, 4):
             raise ValueError(f"encoders.looks must be 1, 2 or 4, not {enc.looks}.")
         self.image_encoder = ImageEncoder(enc.image, enc.image_trainable, pretrained)
-        self.text_encoder = TextEncoder(
-            enc.text, enc.text_trainable, enc.max_tokens, self.config.train.tower_dropout, pretrained
-        )
+        self.text_encoder = TextEncoder(enc.text, enc.text_trainable, enc.max_tokens, dropout, pretrained)
         self.image_head = ProjectionHead(self.image_encoder.dim, heads, heads.image_dropout)
         self.text_head = ProjectionHead(self.text_encoder.dim, heads)
-        self.logit_scale = nn.Parameter(
-            torch.tensor(-math.log(self.config.loss.temperature)),
-            requires_grad=self.config.loss.learn_temperature,
-        )
+        scale = torch.tensor(-math.log(self.config.loss.temperature))
+        self.logit_scale = nn.Parameter(scale, requires_grad=self.config.loss.learn_temperature)
         self.eval()
 
     @property
@@ -82,9 +80,7 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
 
     def forward(self, image_hidden: Tensor, text_hidden: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Trunk outputs of B images and M captions -> unit vectors (B, E), (M, E) and the scale, at most 100."""
-        image = self.project_image(image_hidden)
-        text = self.project_text(text_hidden, text_mask)
-        return image, text, self.scale()
+        return self.project_image(image_hidden), self.project_text(text_hidden, text_mask), self.scale()
 
     def scale(self) -> Tensor:
         """Inverse temperature, at most 100."""
@@ -105,29 +101,27 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         """Embed n images: paths, PIL images or prepared pixels (n, 3, h, w) -> (n, E) float32, unit length."""
         if isinstance(images, ImageLike):
             images = [images]
-        was_training, _ = self.training, self.eval()
         out = torch.empty(len(images), self.dim, device=self.device)
-        for start in tqdm(range(0, len(images), batch_size), "images", disable=no_bar(progress)):
-            batch = images[start : start + batch_size]
-            pixels = batch.to(self.device) if isinstance(batch, Tensor) else self.image_encoder.prepare(batch)
-            looks = _looks(pixels, self.config.encoders.looks)
-            vectors = sum(self.project_image(self.image_encoder.trunk(look)) for look in looks)
-            out[start : start + batch_size] = F.normalize(vectors, dim=-1)
-        self.train(was_training)
+        with _eval_mode(self):
+            for start in tqdm(range(0, len(images), batch_size), "images", disable=no_bar(progress)):
+                batch = images[start : start + batch_size]
+                pixels = batch.to(self.device) if isinstance(batch, Tensor) else self.image_encoder.prepare(batch)
+                looks = _looks(pixels, self.config.encoders.looks)
+                vectors = sum(self.project_image(self.image_encoder.trunk(look)) for look in looks)
+                out[start : start + batch_size] = F.normalize(vectors, dim=-1)
         return out
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str] | str, batch_size: int = 128, progress: bool = False) -> Tensor:
         """Embed n texts -> (n, E) float32, unit length; an empty text is a ``ValueError``."""
         texts = [texts] if isinstance(texts, str) else list(texts)
-        was_training, _ = self.training, self.eval()
         out = torch.empty(len(texts), self.dim, device=self.device)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # like lengths together: less padding
-        for start in tqdm(range(0, len(texts), batch_size), "texts", disable=no_bar(progress)):
-            batch = order[start : start + batch_size]
-            ids, mask = self.text_encoder.prepare([texts[i] for i in batch])
-            out[batch] = self.project_text(self.text_encoder.trunk(ids, mask), mask)
-        self.train(was_training)
+        with _eval_mode(self):
+            for start in tqdm(range(0, len(texts), batch_size), "texts", disable=no_bar(progress)):
+                batch = order[start : start + batch_size]
+                ids, mask = self.text_encoder.prepare([texts[i] for i in batch])
+                out[batch] = self.project_text(self.text_encoder.trunk(ids, mask), mask)
         return out
 
     # ---- checkpoints: config.json + model.safetensors, never pickle --------------------------------
@@ -143,10 +137,8 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
             raise CheckpointError(f"The checkpoint does not fit its config: tensor {wrong[0]!r} has no partner.")
         for name, tensor in state.items():
             if own[name].shape != tensor.shape:
-                raise CheckpointError(
-                    f"The checkpoint does not fit its config: {name!r} is {tuple(tensor.shape)}, "
-                    f"the model wants {tuple(own[name].shape)}."
-                )
+                shapes = f"{tuple(tensor.shape)}, the model wants {tuple(own[name].shape)}"
+                raise CheckpointError(f"The checkpoint does not fit its config: {name!r} is {shapes}.")
             own[name].copy_(tensor)
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> Path:
@@ -167,8 +159,16 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         if Path(model_id).is_dir():
             return load(model_id)
         options = {"revision": revision, "cache_dir": cache_dir, "token": token}
-        options |= {"force_download": force_download, "local_files_only": local_files_only}
-        return load(snapshot_download(model_id, allow_patterns=["config.json", "model.safetensors"], **options))
+        return load(_fetch(model_id, force_download=force_download, local_files_only=local_files_only, **options))
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    was_training, _ = model.training, model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _looks(pixels: Tensor, count: int) -> list[Tensor]:
@@ -180,13 +180,6 @@ def _looks(pixels: Tensor, count: int) -> list[Tensor]:
     return [pixels, pixels.flip(-1), middle, middle.flip(-1)]
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` on a temporary neighbour of ``path``, then move it into place in one step."""
-    part = path.with_name(path.name + ".part")
-    write(part)
-    part.replace(path)
-
-
 def load(name: str | Path, device: str | torch.device = "cpu") -> MiniCLIP:
     """Load a model by the name of a shipped checkpoint, a run or checkpoint folder, or a hub id.
 
@@ -196,26 +189,19 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> MiniCLIP:
     """
     shipped = sorted(path.name for path in SHIPPED.iterdir()) if SHIPPED.exists() else []
     folder = SHIPPED / name if str(name) in shipped else Path(name)
+    if not folder.is_dir() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
+        folder = _fetch(str(name))
     if not folder.is_dir():
-        if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
-            return _load_from_hub(str(name)).to(device)
         raise CheckpointError(
             f"There is no checkpoint {str(name)!r}: name one of the shipped ({', '.join(shipped)}), "
             "a folder with config.json and model.safetensors, or a hub id like 'user/model'."
         )
-    return _load_folder(folder).to(device)
-
-
-def _load_folder(folder: Path) -> MiniCLIP:
     try:
         record = json.loads((folder / "config.json").read_text())
         tensors = load_file(folder / "model.safetensors")
         form, config = record["format"], record["config"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder} is not a whole checkpoint ({type(error).__name__}: {error}): it needs config.json and "
-            "model.safetensors as written by MiniCLIP.save."
-        ) from error
+        raise CheckpointError(f"{folder} is not a whole checkpoint ({type(error).__name__}: {error}).") from error
     if form != FORMAT:
         raise CheckpointError(
             f"{folder} has checkpoint format {form}, this version of minicliplib reads format {FORMAT}: "
@@ -228,16 +214,12 @@ def _load_folder(folder: Path) -> MiniCLIP:
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} does not describe a model: {error}") from error
     model.load_learned_state(tensors)
-    return model
+    return model.to(device)
 
 
-def _load_from_hub(name: str) -> MiniCLIP:
+def _fetch(name: str, **options) -> Path:
     try:
-        return MiniCLIP.from_pretrained(name)
-    except CheckpointError:
-        raise
+        return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"], **options))
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0][:120]
-        raise CheckpointError(
-            f"{name!r} is neither a folder here nor could it be fetched from the hub ({reason})."
-        ) from error
+        raise CheckpointError(f"{name!r} is neither a folder here nor could the hub give it ({reason}).") from error

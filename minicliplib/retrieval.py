@@ -9,41 +9,32 @@ Scores are cosine similarities: every vector has length 1.
 
 import contextlib
 import json
-import os
+import time
 from pathlib import Path
 from typing import Self
-from uuid import uuid4
 
 import numpy as np
 import torch
 from PIL import Image
 
+from .config import write_atomically
 from .metrics import bootstrap, chance, ranks_from_embeddings, summarise
 
-KINDS = ("images", "captions")
 SCORES_AT_A_TIME = 2**23
-# Scores count in steps of 2**-30: finer than float32, coarser than the rounding of a sum of doubles, so that
-# equal vectors tie exactly. Score and row then share one 64-bit key, and one order settles both.
-STEPS = 2**30
-ROW_BITS = 32
-LAST_ROW = 2**ROW_BITS - 1
 
 
 class Index:
     """Unit vectors of unique images and of captions, searched exactly.
 
-    `names["images"]` and `names["captions"]` say what the rows of `vectors[...]`, (n, dim) or None, are;
-    `owners` maps a caption to its images; `len(index)` counts images. A model needs `dim`, and
-    `encode_image(list)` and `encode_text(list)`, both -> (n, dim); vectors can be added and searched without
-    one. Bad input raises ValueError.
+    `names["images"]` and `names["captions"]` say what the rows of `vectors[...]`, (n, dim), are; `len(index)`
+    counts images. A model needs `encode_image(list)` and `encode_text(list)`, both -> (n, dim); vectors can be
+    added and searched without one. Bad input raises ValueError.
     """
 
     def __init__(self, model=None):
         self.model = model
-        self.names = {kind: [] for kind in KINDS}
-        self.vectors = dict.fromkeys(KINDS)
-        self.owners = {}
-        self._seen = {kind: set() for kind in KINDS}
+        self.names = {"images": [], "captions": []}
+        self.vectors = {}  # of the kinds that are there
 
     def __len__(self):
         return len(self.names["images"])
@@ -55,46 +46,42 @@ class Index:
         is there already is skipped.
         """
         images = _as_list(images)
-        names = [i if isinstance(i, str | Path) else None for i in images] if names is None else list(names)
-        _same_length(images=images, names=names)
-        new = self._unseen("images", names)
-        if not new:
-            return self
-        vectors = self._model().encode_image([images[i] for i in new], **options)
-        named = [f"image {row}" if names[i] is None else names[i] for row, i in enumerate(new, len(self))]
-        return self.add_vectors("images", vectors, named)
-
-    def add_captions(self, captions, owners=None) -> Self:
-        """Add sentences, each once; `owners[j]`, if given, is the name of the image of caption j."""
-        captions = _as_list(captions)
-        if not all(caption.strip() for caption in captions):
-            raise ValueError("a caption is empty")
-        owners = [None] * len(captions) if owners is None else list(owners)
-        _same_length(captions=captions, owners=owners)
-        new = [captions[i] for i in self._unseen("captions", captions)]
+        names = images if names is None else _as_list(names)
+        _check_lengths("images", images, names)
+        known, new = set(self.names["images"]), {}
+        for image, name in zip(images, names, strict=True):
+            if isinstance(name, Image.Image):
+                name = f"image {len(self) + len(new)}"
+            elif name is image:
+                name = Path(image)
+            if name not in known:
+                new.setdefault(name, image)
         if new:
-            self.add_vectors("captions", self._model().encode_text(new), new)
-        for caption, owner in zip(captions, owners, strict=True):
-            of_caption = self.owners.setdefault(caption, [])
-            if owner is not None and owner not in of_caption:
-                of_caption.append(owner)
+            self.add_vectors("images", self._model().encode_image(list(new.values()), **options), new)
         return self
+
+    def add_captions(self, captions) -> Self:
+        """Add sentences, each once."""
+        known = set(self.names["captions"])
+        new = list(dict.fromkeys(caption for caption in _as_list(captions) if caption not in known))
+        return self.add_vectors("captions", self._model().encode_text(new), new) if new else self
 
     def add_vectors(self, kind: str, vectors, names) -> Self:
         """Add (n, dim) unit vectors under n new names to the "images" or the "captions"."""
-        vectors, old = self._checked(vectors), self.vectors[_checked_kind(kind)]
-        _same_length(vectors=vectors, names=names)
-        if len(self._unseen(kind, names)) < len(names):
+        self._size(kind)
+        vectors, names = self._checked(vectors), list(names)
+        _check_lengths("vectors", vectors, names)
+        if len({*self.names[kind], *names}) < len(self.names[kind]) + len(names):
             raise ValueError(f"each name may stand among the {kind} only once")
-        self.vectors[kind] = vectors if old is None else np.concatenate([old, vectors])
-        self._register(kind, names)
+        self.vectors[kind] = np.concatenate([self.vectors[kind], vectors]) if kind in self.vectors else vectors
+        self.names[kind] += names
         return self
 
     def search(self, query, k: int = 5, among: str = "images") -> list[tuple]:
         """Find the `k` best `(item, score)`, best first, for a sentence (any str) or an image (Path, PIL)."""
         if isinstance(query, str) and not query.strip():
             raise ValueError("the query is empty: give a sentence or an image")
-        self._check_size(k, among)
+        self._check_k(k, among)
         encode = self._model().encode_text if isinstance(query, str) else self._model().encode_image
         scores, rows = self.search_vectors(encode([query]), k, among)
         return [(self.names[among][row], float(score)) for row, score in zip(rows[0], scores[0], strict=True)]
@@ -105,88 +92,65 @@ class Index:
         Ties go to the lower row. Reads at most `block` rows at a time and never sorts them all, so that
         memory does not grow with the index.
         """
-        self._check_size(k, among)
-        stored, queries = self.vectors[among], self._checked(vectors).astype(np.float64)  # doubles: see STEPS
+        self._check_k(k, among)
+        stored, queries = self.vectors[among], self._checked(vectors).astype(np.float64)
         block = max(1, min(block, SCORES_AT_A_TIME // max(1, len(queries))))
-        best = np.full((len(queries), k), np.iinfo(np.int64).min)
+        scores, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         for start in range(0, len(stored), block):
-            rows = stored[start : start + block].astype(np.float64)
-            best = _keep_best(best, queries @ rows.T, start)
-        best = np.sort(best, axis=1)[:, ::-1]
-        return ((best >> ROW_BITS) / STEPS).astype(np.float32), LAST_ROW - (best & LAST_ROW)
+            # Summed in double, rounded once: equal vectors get equal scores whatever the shape of the block.
+            more = (queries @ stored[start : start + block].astype(np.float64).T).astype(np.float32)
+            new_rows = np.broadcast_to(np.arange(start, start + more.shape[1]), more.shape)
+            scores, rows = np.concatenate([scores, more], axis=1), np.concatenate([rows, new_rows], axis=1)
+            best = np.array([_top(each, k) for each in scores], np.int64).reshape(len(scores), -1)
+            scores, rows = np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
+        return scores, rows
 
     def save(self, folder: str | Path, dtype=np.float32) -> None:
         """Write the index to `folder`; one cut short leaves the old index whole. `np.float16` halves it."""
-        folder, token = Path(folder), uuid4().hex
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        saved = {"names": self.names, "owners": self.owners, "files": {}}
-        for kind in (kind for kind in KINDS if self.vectors[kind] is not None):
-            saved["files"][kind] = f"{kind}-{token}.index.npy"
-            np.save(folder / saved["files"][kind], self.vectors[kind].astype(dtype, copy=False))
-        draft = folder / f"{token}.tmp"
-        draft.write_text(json.dumps(saved, default=_to_json), encoding="utf-8")
-        os.replace(draft, folder / "index.json")  # from here on the new index counts
-        for outdated in set(folder.glob("*.index.npy")) - {folder / file for file in saved["files"].values()}:
+        outdated = list(folder.glob("*.index.npy"))
+        files = {kind: f"{kind}-{time.time_ns()}.index.npy" for kind in self.vectors}
+        for kind, file in files.items():
+            np.save(folder / file, self.vectors[kind].astype(dtype, copy=False))
+        record = json.dumps({"names": self.names, "files": files}, default=_to_json)
+        write_atomically(folder / "index.json", lambda part: part.write_text(record, encoding="utf-8"))
+        for file in outdated:
             with contextlib.suppress(OSError):  # Windows keeps a file that is still mapped
-                outdated.unlink()
+                file.unlink()
 
     @classmethod
     def load(cls, folder: str | Path, model=None) -> Self:
         """Open a saved index. Its vectors stay on disk, memory-mapped, and are read when a search needs them.
 
-        Raises FileNotFoundError if there is none, ValueError if it is damaged or does not fit the model.
+        Raises FileNotFoundError if there is none, ValueError if it is damaged.
         """
         folder, index = Path(folder), cls(model)
         if not (folder / "index.json").is_file():
             raise FileNotFoundError(f"there is no index in {folder}: it has no index.json")
         try:
-            index._read(folder)
+            saved = json.loads((folder / "index.json").read_text(encoding="utf-8"), object_hook=_from_json)
+            index.names = saved["names"]
+            index.vectors = {kind: np.load(folder / file, mmap_mode="r") for kind, file in saved["files"].items()}
+            for kind, vectors in index.vectors.items():
+                _check_lengths("vectors", vectors, index.names[kind])
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the index in {folder} is damaged: {error}") from error
-        dim = getattr(model, "dim", None)
-        if None not in (dim, index.dim) and dim != index.dim:
-            raise ValueError(f"the index in {folder} has {index.dim} dimensions, but the model has {dim}")
         return index
-
-    @property
-    def dim(self) -> int | None:
-        """Length of the vectors, None while there are none."""
-        return next((vectors.shape[1] for vectors in self.vectors.values() if vectors is not None), None)
-
-    def _read(self, folder):
-        saved = json.loads((folder / "index.json").read_text(encoding="utf-8"), object_hook=_from_json)
-        self.owners = saved["owners"]
-        for kind in KINDS:
-            self._register(kind, saved["names"][kind])
-            if kind in saved["files"]:
-                self.vectors[kind] = np.load(folder / saved["files"][kind], mmap_mode="r")
-            _same_length(vectors=self.vectors[kind] if kind in saved["files"] else [], names=self.names[kind])
-
-    def _register(self, kind, names):
-        self.names[kind] += names
-        self._seen[kind].update(_key(kind, name) for name in names)
-
-    def _unseen(self, kind, names):
-        """Positions of the names that are new here, each name once; None is always new."""
-        seen, new = self._seen[kind].copy(), []
-        for position, name in enumerate(names):
-            key = _key(kind, name)
-            if name is None or key not in seen:
-                new.append(position)
-            seen.add(key)
-        return new
 
     def _model(self):
         if self.model is None:
             raise ValueError("this index cannot read sentences or images: it was made without a model")
         return self.model
 
-    def _check_size(self, k, among):
-        size = len(self.names[_checked_kind(among)])
-        if size == 0:
-            raise ValueError(f"the index holds no {among} yet")
-        if not 1 <= k <= size:
-            raise ValueError(f"k must be from 1 to {size}, the number of {among} in the index, not {k}")
+    def _size(self, kind):
+        if kind not in self.names:
+            raise ValueError(f"an index holds images and captions, not {kind!r}")
+        return len(self.names[kind])
+
+    def _check_k(self, k, among):
+        if not 1 <= k <= self._size(among):
+            raise ValueError(f"k must be from 1 to {self._size(among)}, the number of {among} in the index, not {k}")
 
     def _checked(self, vectors):
         """Tensor or array -> (n, dim) float32 array of unit vectors that fit the index."""
@@ -194,8 +158,9 @@ class Index:
         vectors = np.asarray(vectors, dtype=np.float32)
         if vectors.ndim != 2:
             raise ValueError(f"vectors must be (n, dim), got shape {vectors.shape}")
-        if self.dim not in (None, vectors.shape[1]):
-            raise ValueError(f"the vectors have {vectors.shape[1]} dimensions, but the index has {self.dim}")
+        for stored in self.vectors.values():
+            if stored.shape[1] != vectors.shape[1]:
+                raise ValueError(f"the vectors have {vectors.shape[1]} dimensions, but the index has {stored.shape[1]}")
         lengths = np.linalg.norm(vectors, axis=1)
         # Half precision is off by up to 5e-4; written so that NaN is wrong too.
         wrong = np.flatnonzero(~(np.abs(lengths - 1) < 2e-3))
@@ -204,33 +169,21 @@ class Index:
         return vectors
 
 
-def _keep_best(best, scores, first_row):
-    """Merge the (q, k) best keys so far with (q, n) scores of the rows from `first_row` on; unordered."""
-    rows = np.arange(first_row, first_row + scores.shape[1])
-    keys = (np.rint(scores * STEPS).astype(np.int64) << ROW_BITS) + (LAST_ROW - rows)
-    k = best.shape[1]
-    return np.partition(np.concatenate([best, keys], axis=1), -k, axis=1)[:, -k:]
+def _top(scores, k):
+    """Positions of the `k` highest of (n,) scores, best first, ties to the lower; sorts only what may be among them."""
+    candidates = np.arange(len(scores))
+    if k < len(scores):
+        candidates = np.flatnonzero(scores >= np.partition(scores, -k)[-k])
+    return candidates[np.argsort(-scores[candidates], kind="stable")[:k]]
 
 
-def _checked_kind(kind):
-    if kind not in KINDS:
-        raise ValueError(f"an index holds {' and '.join(KINDS)}, not {kind!r}")
-    return kind
-
-
-def _same_length(**lists):
-    (one, first), (other, second) = lists.items()
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} {one} came with {len(second)} {other}")
+def _check_lengths(what, items, names):
+    if len(items) != len(names):
+        raise ValueError(f"{len(items)} {what} came with {len(names)} names")
 
 
 def _as_list(items):
     return [items] if isinstance(items, str | Path | Image.Image) else list(items)
-
-
-def _key(kind, name):
-    """What makes a name the same: `a.jpg` and `./a.jpg` are one image."""
-    return os.path.abspath(name) if kind == "images" and isinstance(name, str | Path) else name
 
 
 def _to_json(value):

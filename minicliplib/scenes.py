@@ -37,6 +37,14 @@ _DOES = {
 _SCALES = {"small": 0.2, "": 0.28, "big": 0.42, "many": 0.21}  # a glyph's side, as a share of the picture's
 _NUMBERS = ("no", "one", "two", "three", "four")
 
+# where the middles of so many glyphs lie, in glyph sides from the group's middle
+_OFFSETS = {
+    1: [(0, 0)],
+    2: [(-0.52, 0.05), (0.52, -0.05)],
+    3: [(-0.55, 0.5), (0.55, 0.5), (0, -0.5)],
+    4: [(-0.52, -0.52), (0.52, -0.5), (-0.5, 0.52), (0.52, 0.54)],
+}
+
 # ground: words with a gap for the colour, {colour: what it looks like}, what stands behind (in a room: the floor)
 GROUNDS = {
     "beach": ("on a {} beach", {"golden": "#eed08c", "white": "#f8f0dc", "grey": "#c4bcb0"}, "#96cef0"),
@@ -50,17 +58,14 @@ GROUNDS = {
 
 @dataclass(frozen=True)
 class Group:
-    """One kind of thing in a scene: what, how many, how big ("small", "" or "big"), and where its middle is.
-
-    ``x`` and ``y`` run from 0 (left, top) to 1; ``scale`` is a glyph's side as a share of the picture's.
-    """
+    """One kind of thing in a scene."""
 
     name: str
     count: int
-    size: str
-    x: float
-    y: float
-    scale: float
+    size: str  # "small", "" or "big"
+    x: float  # of its middle, from 0 (left) to 1
+    y: float  # from 0 (top) to 1
+    scale: float  # a glyph's side, as a share of the picture's
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,9 @@ class Scene:
         picture = _background(self.ground, self.colour, rng, size)
         for group in self.groups:
             side = round(group.scale * size)
-            for dx, dy in _offsets(group.count):
-                glyph = _resized(THINGS[group.name], side).rotate(
-                    rng.uniform(-8, 8), Image.Resampling.BICUBIC, expand=True
-                )
+            for dx, dy in _OFFSETS[group.count]:
+                glyph, angle = _resized(THINGS[group.name], side), rng.uniform(-8, 8)
+                glyph = glyph.rotate(angle, Image.Resampling.BICUBIC, expand=True)
                 x = round(group.x * size + dx * side - glyph.width / 2)
                 y = round(group.y * size + dy * side - glyph.height / 2)
                 picture.paste(glyph, (x, y), glyph)
@@ -126,16 +130,6 @@ def _count_and_size(name: str, rng: np.random.Generator) -> tuple[int, str]:
     return count, str(rng.choice(["small", "", "big"], p=[0.25, 0.5, 0.25])) if count == 1 else ""
 
 
-def _offsets(count: int) -> list[tuple[float, float]]:
-    """Where the middles of a group's glyphs lie, in glyph sides from the group's middle."""
-    return {
-        1: [(0, 0)],
-        2: [(-0.52, 0.05), (0.52, -0.05)],
-        3: [(-0.55, 0.5), (0.55, 0.5), (0, -0.5)],
-        4: [(-0.52, -0.52), (0.52, -0.5), (-0.5, 0.52), (0.52, 0.54)],
-    }[count]
-
-
 # ---- words -----------------------------------------------------------------------------------------
 
 
@@ -170,12 +164,8 @@ def _captions(ground: str, colour: str, groups: tuple[Group, ...], rng: np.rando
     if group.count > 1:
         verb = {"is": "are"}.get(verb.split()[0], verb.split()[0].removesuffix("s")) + verb[len(verb.split()[0]) :]
     views = (f"a picture of {_and(bare)}", f"there {_be(groups[0])} {_and(bare)} {plain}", f"{_and(bare)} {coloured}")
-    sentences = [
-        f"{bare[pick]} {plain}",
-        f"{_and(full)} {coloured}",
-        _relation(groups, bare, rng),
-        f"{full[pick]} {verb} {plain}",
-    ]
+    sentences = [f"{bare[pick]} {plain}", f"{_and(full)} {coloured}"]
+    sentences += [_relation(groups, bare, rng), f"{full[pick]} {verb} {plain}"]
     sentences.append(str(rng.choice([view for view in views if view not in sentences])))
     return [sentence[0].upper() + sentence[1:] + "." for sentence in sentences]
 
@@ -194,12 +184,10 @@ def _relation(groups: tuple[Group, ...], bare: list[str], rng: np.random.Generat
         side = "on the left" if groups[0].x < 0.4 else "on the right" if groups[0].x > 0.6 else "in the middle"
         return f"{bare[0]} {_be(groups[0])} {side}"
     left = int(rng.integers(len(groups) - 1))
-    sentences = (
-        f"{bare[left]} to the left of {bare[left + 1]}",
-        f"{bare[left + 1]} to the right of {bare[left]}",
-        f"{bare[left]} next to {bare[left + 1]}",
+    one, other = bare[left : left + 2]
+    return str(
+        rng.choice([f"{one} to the left of {other}", f"{other} to the right of {one}", f"{one} next to {other}"])
     )
-    return str(rng.choice(sentences))
 
 
 # ---- pictures --------------------------------------------------------------------------------------
@@ -242,12 +230,12 @@ def _background(ground: str, colour: str, rng: np.random.Generator, size: int) -
     elif ground == "beach":
         draw.rectangle((0, horizon - size * 0.12, size, horizon), fill=(70, 150, 205))
     elif ground == "room":
-        window = size * rng.uniform(0.1, 0.65)
-        corners = (window, size * 0.07, window + size * 0.24, size * 0.27)
-        draw.rectangle(corners, fill=(214, 238, 252), outline="white", width=4)
+        x = size * rng.uniform(0.1, 0.65)
+        window = (x, size * 0.07, x + size * 0.24, size * 0.27)
+        draw.rectangle(window, fill=(214, 238, 252), outline="white", width=4)
     elif ground in ("snow", "meadow"):
+        shade = tuple(int(0.5 * (a + b)) for a, b in zip(near, far, strict=True))
         for hill in rng.uniform(-0.2, 0.9, 3) * size:
-            shade = tuple(int(0.5 * (a + b)) for a, b in zip(near, far, strict=True))
             draw.ellipse((hill, horizon - size * 0.1, hill + size * 0.6, horizon + size * 0.3), fill=shade)
     draw.rectangle((0, horizon, size, size), fill=near)
     if ground == "street":

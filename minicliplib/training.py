@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +20,15 @@ import torch
 from accelerate import Accelerator
 from filelock import FileLock
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .config import Config, data_root, no_bar, set_seed
+from .config import Config, data_root, no_bar, set_seed, write_atomically
 from .data import CaptionedImages, load_dataset
 from .loss import contrastive_loss
 from .metrics import ranks_from_embeddings, summarise
-from .model import MiniCLIP, load, write_atomically
+from .model import MiniCLIP, load
 from .trunk import TrunkOutputs
 
 try:
@@ -72,8 +72,7 @@ def fit(
 
     Args:
         config: everything that makes the run.
-        folder: where the run lies (default: :func:`run_folder`). A finished run there is loaded, an interrupted one
-            goes on after its last whole epoch.
+        folder: where the run lies (default: :func:`run_folder`); a finished run there is loaded, not trained again.
         train: pairs to learn from (default: the config's dataset, split "train").
         dev: pairs to choose the epoch on (default: split "dev"); never the test split.
         cache: run the frozen trunks once instead of in every step.
@@ -81,29 +80,25 @@ def fit(
         on_epoch: called with the history after each epoch, e.g. to redraw curves.
 
     Raises:
-        ValueError: the data are too few for the batch, a setting is unknown, or the folder holds another run.
+        ValueError: a setting does not fit the data or is unknown, or the folder holds another run.
 
     """
     folder = Path(folder or run_folder(config))
     folder.mkdir(parents=True, exist_ok=True)
     history = _read_history(folder, config)
-    if _finished(history, config):
+    if history and _finished(history, config):
         return Run(load(folder), folder, pd.DataFrame(history))
-    source = {"name": config.data.name, "root": config.data.root, "limit": config.data.limit}
+    source = asdict(config.data)
     train = train or load_dataset(split="train", **source)
     dev = dev or load_dataset(split="dev", **source)
-    _check(config, train)
-    set_seed(config.seed)
     accelerator = Accelerator(mixed_precision=config.train.precision)
-    if accelerator.num_processes > 1 and (
-        config.train.chunk_size or config.train.batch_size % accelerator.num_processes
-    ):
-        raise ValueError("Several processes need a train.batch_size that they share evenly, and no train.chunk_size.")
+    _check(config, train, accelerator.num_processes)
+    set_seed(config.seed)
     model = MiniCLIP(config).to(accelerator.device)
     learner = Learner(config, model, accelerator, TrunkOutputs(model, train, config.train.views, cache, progress))
     dev_outputs = TrunkOutputs(model, dev, 1, cache, progress)
     if history:
-        learner.load_state(folder / "state.safetensors")
+        learner.load_state(folder / "state.safetensors", len(history))
     steps = {"total": config.train.epochs * learner.steps, "initial": len(history) * learner.steps}
     try:
         with tqdm(**steps, disable=no_bar(progress)) as bar:
@@ -126,17 +121,25 @@ def fit(
     return Run(load(folder, accelerator.device), folder, pd.DataFrame(history))
 
 
-def _check(config: Config, train: CaptionedImages) -> None:
-    size, per_image = config.train.batch_size, config.loss.captions_per_image
-    if config.train.chunk_size and config.train.precision == "fp16":
-        raise ValueError("train.chunk_size does not go with fp16, whose gradients are scaled: use bf16 or no.")
+def _check(config: Config, train: CaptionedImages, processes: int) -> None:
+    """Refuse now, in one sentence, what would fail after minutes."""
+    settings, per_image, size = config.train, config.loss.captions_per_image, config.train.batch_size
+    for name in ("epochs", "patience", "views"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"train.{name} must be 1 or more, not {getattr(settings, name)}.")
+    if settings.cache_dtype not in ("float16", "float32"):
+        raise ValueError(f"train.cache_dtype must be float16 or float32, not {settings.cache_dtype!r}.")
     if not 2 <= size <= len(train):
         raise ValueError(f"train.batch_size must be 2 to {len(train)}, the number of training images, not {size}.")
+    if settings.chunk_size and (settings.precision == "fp16" or processes > 1):
+        raise ValueError("train.chunk_size goes neither with fp16, whose gradients are scaled, nor several processes.")
+    if size % processes:
+        raise ValueError(f"train.batch_size must be a multiple of {processes}, the number of processes, not {size}.")
     fewest = min(map(len, train.captions))
-    if fewest < per_image:
+    if not 1 <= per_image <= fewest:
         raise ValueError(f"An image of {train.name!r} has {fewest} captions; loss.captions_per_image is {per_image}.")
     two, texts = torch.eye(2), torch.arange(2).repeat_interleave(per_image)
-    contrastive_loss(config.loss.name, two, two[texts], two[0, 0], texts)  # refuses now what would fail after minutes
+    contrastive_loss(config.loss.name, two, two[texts], two[0, 0], texts)
 
 
 def _peak_gib() -> float:
@@ -155,9 +158,10 @@ def _finished(history: list[dict], config: Config) -> bool:
 
 
 def _read_history(folder: Path, config: Config) -> list[dict]:
-    if not (folder / "state.safetensors").exists():
+    state = folder / "state.safetensors"
+    if not state.exists():
         return []
-    with safe_open(folder / "state.safetensors", "pt") as file:
+    with safe_open(state, "pt") as file:
         record = file.metadata()
     if record["digest"] != config.digest():
         raise ValueError(f"{folder} holds a run of another config: name another folder, or delete this one.")
@@ -201,8 +205,7 @@ def two_pass_backward(config: Config, model: MiniCLIP, image, text, mask, owner)
     """Compute a batch's loss and gradients holding one chunk's activations only (GradCache, Gao et al. 2021).
 
     First all vectors without a graph, then the loss's gradient at the vectors (and at the logit scale, once), then
-    each chunk again with the same dropout, receiving its part of that gradient. The result is the whole batch's
-    gradient, where summing chunk losses would lose the negatives between chunks.
+    each chunk again with the same dropout, receiving its part of that gradient.
     """
     size = config.train.chunk_size
     edges = torch.searchsorted(owner, torch.arange(0, len(image) + size, size, device=owner.device)).tolist()
@@ -242,10 +245,8 @@ class Learner:
         for batch in epoch_batches(self.config, self.outputs, epoch):
             losses.append(self.train_step(*self._share(*batch), rng))
             bar.update()
-            bar.set_postfix_str(
-                f"epoch {epoch + 1} loss {np.mean(losses):.3f} (no learning {self.log_batch:.2f}) "
-                f"scale {self.model.scale().item():.1f} best dev {best:.1%}"
-            )
+            shown = f"epoch {epoch + 1} loss {np.mean(losses):.3f} (no learning {self.log_batch:.2f})"
+            bar.set_postfix_str(f"{shown} scale {self.model.scale().item():.1f} best dev {best:.1%}")
         self.model.eval()
         return {
             "epoch": epoch + 1,
@@ -284,9 +285,8 @@ class Learner:
 
     def _share(self, *arrays: np.ndarray) -> list[np.ndarray]:
         """Cut this process's part out of a batch; the whole batch where there is one process."""
-        *parts, owner = (
-            np.array_split(array, self.accelerator.num_processes)[self.accelerator.process_index] for array in arrays
-        )
+        processes, mine = self.accelerator.num_processes, self.accelerator.process_index
+        *parts, owner = (np.array_split(array, processes)[mine] for array in arrays)
         return [*parts, owner - owner.min()]
 
     @contextmanager
@@ -305,27 +305,22 @@ class Learner:
         tensors |= {f"average.{n}": t for n, t in self.average.items()}
         for index, moments in self.optimiser.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{name}": value for name, value in moments.items()}
-        record = {"digest": self.config.digest(), "history": json.dumps(history), "step": str(self.step)}
+        record = {"digest": self.config.digest(), "history": json.dumps(history)}
         tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
         write_atomically(path, lambda part: save_file(tensors, part, metadata=record))
 
-    def load_state(self, path: Path) -> None:
-        """Take up what ``save_state`` wrote."""
-        optimiser = self.optimiser.state_dict()
-        weights = {}
-        with safe_open(path, "pt") as file:
-            self.step = int(file.metadata()["step"])
-            for key in file.keys():  # noqa: SIM118 (not a dict)
-                part, name = key.split(".", 1)
-                if part == "adam":
-                    index, moment = name.split(".")
-                    optimiser["state"].setdefault(int(index), {})[moment] = file.get_tensor(key)
-                elif part == "average":
-                    self.average[name].copy_(file.get_tensor(key))
-                else:
-                    weights[name] = file.get_tensor(key)
-        self.model.load_learned_state(weights)
+    def load_state(self, path: Path, epochs: int) -> None:
+        """Take up what ``save_state`` wrote after so many epochs."""
+        tensors, optimiser = load_file(path), self.optimiser.state_dict()
+        part = lambda prefix: {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        self.model.load_learned_state(part("model."))
+        for name, mean in part("average.").items():
+            self.average[name].copy_(mean)
+        for name, value in part("adam.").items():
+            index, moment = name.split(".")
+            optimiser["state"].setdefault(int(index), {})[moment] = value
         self.optimiser.load_state_dict(optimiser)
+        self.step = epochs * self.steps
 
 
 def parameter_groups(config: Config, model: MiniCLIP) -> list[dict]:

@@ -11,9 +11,9 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .config import data_root, no_bar
+from .config import data_root, no_bar, write_atomically
 from .data import CaptionedImages
-from .model import MiniCLIP, write_atomically
+from .model import MiniCLIP
 
 IN_MEMORY = 2 * 2**30  # bytes for all views of a dataset; beyond that they stay on disk, memory-mapped
 

@@ -21,17 +21,8 @@ BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY = sns.color_palette("colorbl
 RIGHT, WRONG = GREEN, RED  # frames of retrieved items
 FREE_TO_SHOW = ("sample",)  # datasets whose pictures may be published
 
-sns.set_theme(
-    context="paper",
-    style="whitegrid",
-    palette="colorblind",
-    rc={
-        "figure.dpi": 100,
-        "savefig.dpi": 150,
-        "savefig.bbox": "tight",
-        "figure.constrained_layout.use": True,
-    },
-)
+STYLE = {"figure.dpi": 100, "savefig.dpi": 150, "savefig.bbox": "tight", "figure.constrained_layout.use": True}
+sns.set_theme(context="paper", style="whitegrid", palette="colorblind", rc=STYLE)
 
 
 def save(fig: Figure, name: str, dataset: str, photos: bool = False) -> Path:
@@ -49,11 +40,6 @@ def save(fig: Figure, name: str, dataset: str, photos: bool = False) -> Path:
     return path
 
 
-def _grid(rows: int, columns: int, cell: tuple[float, float]) -> tuple[Figure, np.ndarray]:
-    fig, axes = plt.subplots(rows, columns, figsize=(cell[0] * columns, cell[1] * rows), squeeze=False)
-    return fig, axes
-
-
 def _show(ax, image, title: str = "", frame=None, width: int = 30) -> None:
     ax.imshow(load_image(image, hint=224).resize((160, 160), Image.Resampling.BILINEAR))
     ax.set(xticks=[], yticks=[])
@@ -65,7 +51,8 @@ def _show(ax, image, title: str = "", frame=None, width: int = 30) -> None:
 
 def pairs(images: Sequence, captions: Sequence[str], columns: int = 4) -> Figure:
     """Images with one caption each, in a grid."""
-    fig, axes = _grid(-(-len(images) // columns), columns, (2.2, 2.6))
+    rows = -(-len(images) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, 2.6 * rows), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, caption in zip(axes.flat, images, captions, strict=False):
@@ -85,16 +72,6 @@ def captions_of(image, captions: Sequence[str], scores: Sequence[float] | None =
         text = f"{mark}{caption}" if scores is None else f"{scores[i]:.2f}  {mark}{caption}"
         y = 1 - (i + 0.5) / len(captions)
         axes[1].text(0, y, fill(text, 70), va="center", fontsize=9, color=colour)
-    return fig
-
-
-def histogram(values: Sequence[float], xlabel: str, ylabel: str, title: str = "", **options) -> Figure:
-    """Distribution of numbers, with its median marked."""
-    fig, ax = plt.subplots(figsize=(6, 3))
-    sns.histplot(values, ax=ax, color=BLUE, **options)
-    ax.axvline(np.median(values), color=ORANGE, linestyle="--", label=f"median {np.median(values):g}")
-    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    ax.legend()
     return fig
 
 
@@ -128,15 +105,8 @@ def similarity(matrix, captions: Sequence[str], images: Sequence | None = None, 
     matrix = np.asarray(matrix).round(2) + 0.0  # never "-0.00"
     n, m = matrix.shape
     fig, ax = plt.subplots(figsize=(2.8 + 0.55 * m, 2.2 + 0.5 * n))
-    sns.heatmap(
-        matrix,
-        ax=ax,
-        cmap="viridis",
-        annot=True,
-        fmt=".2f",
-        annot_kws={"size": 7},
-        cbar_kws={"label": "cosine"},
-    )
+    text, bar = {"annot": True, "fmt": ".2f", "annot_kws": {"size": 7}}, {"label": "cosine"}
+    sns.heatmap(matrix, ax=ax, cmap="viridis", cbar_kws=bar, **text)
     ax.set(title=title, xlabel="caption", ylabel="image")
     ax.set_xticklabels([fill(c, 26) for c in captions], rotation=40, ha="right", fontsize=7)
     ax.set_yticklabels(range(n), rotation=0)
@@ -201,19 +171,16 @@ def rank_histogram(ranks: Mapping[str, np.ndarray], pools: Mapping[str, int]) ->
         edges = np.unique(np.geomspace(1, pools[way] + 1, 16).round())
         ax.hist(found, bins=edges, weights=np.full(len(found), 100 / len(found)), color=BLUE, edgecolor="white")
         ax.axvline(np.median(found), color=ORANGE, linestyle="--", label=f"median {np.median(found):g}")
-        ax.set(
-            xscale="log",
-            title=label,
-            xlabel=f"rank of the right item, of {pools[way]:,}",
-            ylabel="queries (%)",
-        )
+        xlabel = f"rank of the right item, of {pools[way]:,}"
+        ax.set(xscale="log", title=label, xlabel=xlabel, ylabel="queries (%)")
         ax.legend()
     return fig
 
 
 def image_gallery(queries: Sequence[str], results: Sequence[Sequence[tuple]], right: Sequence | None = None) -> Figure:
     """Text -> image: a row per query with its ``(image, score)`` results; true images framed and ticked."""
-    fig, axes = _grid(len(queries), len(results[0]) + 1, (1.7, 1.85))
+    rows, columns = len(queries), len(results[0]) + 1
+    fig, axes = plt.subplots(rows, columns, figsize=(1.7 * columns, 1.85 * rows), squeeze=False)
     for row, (query, found) in enumerate(zip(queries, results, strict=True)):
         axes[row, 0].axis("off")
         axes[row, 0].text(0.5, 0.5, fill(f"“{query}”", 16), ha="center", va="center", fontsize=11)

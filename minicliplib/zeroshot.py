@@ -70,7 +70,7 @@ class ZeroShotClassifier:
             return (self.model.scale() * self.scores(images)).softmax(-1)
 
     def predict(self, images: Sequence[ImageLike] | ImageLike | Tensor, k: int = 5) -> list[list[tuple[str, float]]]:
-        """For each image its k most probable labels (at most all), best first: ``[[(label, probability), ...], ...]``."""
+        """For each image its k most probable labels, or all, best first: ``[[(label, probability), ...], ...]``."""
         top = self.probabilities(images).topk(min(k, len(self.class_names)))
         return [
             [(self.class_names[c], p) for c, p in zip(classes, values, strict=True)]

@@ -64,6 +64,9 @@ def test_search_by_sentence_and_by_image(run, photos, capsys):
     assert main([*arguments, str(photos / "1.png"), "--by-image"]) == 0
     best = capsys.readouterr().out.splitlines()[0]
     assert best.split() == ["1.000", str(photos / "1.png")]
+    dataset = ["search", "--data", "folder", "--root", str(photos), "--checkpoint", str(run), "-k", "2"]
+    assert main([*dataset, "a thing on a beach"]) == 0
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_download_from_a_folder(tmp_path, capsys):
@@ -89,7 +92,7 @@ def test_download_from_a_folder(tmp_path, capsys):
         (["train", "--set", "data.limit=4"], "train.batch_size must be 2 to 4"),
         (
             ["train", "--set", "data.limit=8", "--set", "train.batch_size=8", "--set", "encoders.image=resnet5000"],
-            "Unknown image encoder",
+            "'resnet5000' could not be loaded",
         ),
         (["evaluate", "--data", "imagenet", "--checkpoint", "RUN"], "Unknown dataset 'imagenet'"),
         (["evaluate", "--data", "sample", "--split", "half", "--checkpoint", "RUN"], "no split 'half'"),

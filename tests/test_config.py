@@ -119,5 +119,6 @@ def test_progress_bars_can_be_turned_off(monkeypatch):
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     assert not places.no_bar(progress=True)
     assert places.no_bar(progress=False)
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    assert places.no_bar(progress=True)
+    for value, off in (("1", True), ("0", False), ("", False)):
+        monkeypatch.setenv("TQDM_DISABLE", value)
+        assert places.no_bar(progress=True) == off

@@ -109,6 +109,8 @@ def test_bad_input_gets_one_clear_error():
     one, three = unit(1), unit(3)
     with pytest.raises(ValueError, match="at least two images"):
         mc.contrastive_loss("infonce", one, one, SCALE)
+    with pytest.raises(ValueError, match="at least two images"):  # its gradient would be NaN
+        mc.contrastive_loss("multi_positive", unit(2), three, SCALE, torch.tensor([1, 1, 1]))
     with pytest.raises(ValueError, match="3 captions do not match 2 images"):
         mc.contrastive_loss("multi_positive", unit(2), three, SCALE)
     with pytest.raises(ValueError, match="one caption per image"):

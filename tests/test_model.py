@@ -105,8 +105,11 @@ def test_encoding_leaves_no_trace(tuned, pictures):
 def test_nothing_in_gives_nothing_out_and_an_empty_text_is_an_error(locked):
     assert locked.encode_image([]).shape == locked.encode_text([]).shape == (0, 256)
     for bad in ("", " ", ["a dog", ""]):
+        locked.train()
         with pytest.raises(ValueError, match="empty"):
             locked.encode_text(bad)
+        assert locked.training
+        locked.eval()
 
 
 def test_an_unreadable_image_is_named(locked, tmp_path):

@@ -160,8 +160,23 @@ def test_too_few_data_are_refused(few, tmp_path):
     for changes in ({"train.batch_size": 17}, {"train.batch_size": 1}):
         with pytest.raises(ValueError, match="must be 2 to 16"):
             mc.fit(config(changes), tmp_path, few, few)
-    with pytest.raises(ValueError, match=r"has 1 captions; loss.captions_per_image is 2"):
-        mc.fit(config({"train.batch_size": 8, "loss.captions_per_image": 2}), tmp_path, few, few)
+    for per_image in (0, 2):
+        with pytest.raises(ValueError, match=rf"has 1 captions; loss.captions_per_image is {per_image}"):
+            mc.fit(config({"train.batch_size": 8, "loss.captions_per_image": per_image}), tmp_path, few, few)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("epochs", 0, "must be 1 or more, not 0"),
+        ("patience", 0, "must be 1 or more, not 0"),
+        ("views", 0, "must be 1 or more, not 0"),
+        ("cache_dtype", "float", "must be float16 or float32, not 'float'"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(few, tmp_path, name, value, message):
+    with pytest.raises(ValueError, match=f"train.{name} {message}"):
+        mc.fit(config({f"train.{name}": value}), tmp_path, few, few)
 
 
 def test_a_loss_that_cannot_be_computed_is_refused_before_the_trunk_runs(tmp_path, monkeypatch):
