@@ -11,9 +11,13 @@ import requests
 from tqdm.auto import tqdm
 
 from .config import data_root, no_bar
-from .data import DATASETS, DataError, load_dataset
+from .data import DATASETS, LABELLED, DataError, load_dataset, load_labelled
 
-ARCHIVES = {"flickr8k": ("Flickr8k_Dataset.zip", "Flickr8k_text.zip")}
+ARCHIVES = {
+    "flickr8k": ("Flickr8k_Dataset.zip", "Flickr8k_text.zip"),
+    "cifar10": ("cifar10_test.zip",),  # test/<class>/*; without a mirror torchvision fetches the original
+    "caltech101": ("caltech101_subset.zip",),  # 101_ObjectCategories/<class>/*; as above
+}
 MIRRORS = {"flickr8k": "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k/"}
 
 
@@ -23,7 +27,8 @@ def download(
     """Fetch, unpack and check a dataset unless ``root`` holds it already; return ``root``.
 
     A mirror is a URL, a file URL or a folder that holds the dataset's zips. Zips put into ``root`` by hand
-    come first, then ``mirrors``; if none are given, ``$MINICLIP_MIRROR`` and the public one.
+    come first, then ``mirrors``; if none are given, ``$MINICLIP_MIRROR`` and the public one, which for
+    ``cifar10`` and ``caltech101`` is torchvision's.
     """
     if name not in ARCHIVES:
         raise DataError(f"There is no download for {name!r}. Known: {', '.join(ARCHIVES)}.")
@@ -31,8 +36,10 @@ def download(
     if _fault(name, root) is None:
         return root
     mirrors = [mirrors] if isinstance(mirrors, str | Path) else mirrors
-    mirrors = mirrors or [m for m in (os.environ.get("MINICLIP_MIRROR"), MIRRORS[name]) if m]
+    mirrors = mirrors or [m for m in (os.environ.get("MINICLIP_MIRROR"), MIRRORS.get(name)) if m]
     root.mkdir(parents=True, exist_ok=True)
+    if not mirrors and not any((root / archive).exists() for archive in ARCHIVES[name]):
+        return _from_torchvision(name, root)
     for archive in ARCHIVES[name]:
         target = root / Path(archive).stem
         if not target.exists():
@@ -45,11 +52,26 @@ def download(
 def _fault(name: str, root: Path) -> DataError | None:
     """Return what keeps any split from loading, or None if all is well."""
     try:
-        for split in DATASETS[name].splits:
-            load_dataset(name, split, root)
+        if name in LABELLED:
+            load_labelled(name, root)
+        else:
+            for split in DATASETS[name].splits:
+                load_dataset(name, split, root)
     except DataError as error:
         return error
     return None
+
+
+def _from_torchvision(name: str, root: Path) -> Path:
+    try:
+        LABELLED[name](root, download=True)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).split("\n")[0]
+        raise DataError(
+            f"torchvision could not fetch {name} ({reason}). By hand: put {' and '.join(ARCHIVES[name])}, or a folder "
+            f"of images per class, into {root}."
+        ) from error
+    return root
 
 
 def _from_any(mirrors: Sequence[str | Path], archive: str, target: Path, progress: bool) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, Caltech101
 
 from .config import data_root
 from .scenes import SIZES, UNSEEN, make_scene
@@ -288,34 +288,33 @@ class LabelledImages:
         return LabelledImages(self.name, [self.images[i] for i in indices], self.labels[indices], self.classes)
 
 
-def load_labelled(name: str | Path, root: str | Path | None = None) -> LabelledImages:
-    """Load ``sample`` (its never-trained things), ``cifar10`` (test), ``caltech101``, or any folder ``root/<class>/*``.
+LABELLED = {"cifar10": CIFAR10, "caltech101": Caltech101}
 
-    ``name`` may itself be the folder. The two datasets lie in ``root`` (default: the data folder) as torchvision or
-    ``miniclip download`` leaves them, or as class folders.
+
+def load_labelled(name: str | Path, root: str | Path | None = None) -> LabelledImages:
+    """Load ``sample`` (its never-trained things), ``cifar10`` (test), ``caltech101``, or the folder ``name/<class>/*``.
+
+    The two datasets lie in ``root`` (default: the data folder), as torchvision leaves them or as class folders.
     """
     if name == "sample":
         scenes = [make_scene("unseen", index) for index in range(SIZES["unseen"])]
-        classes = sorted(UNSEEN)
-        labels = np.array([classes.index(scene.groups[0].name) for scene in scenes])
-        return LabelledImages("sample", [scene.render() for scene in scenes], labels, classes)
-    named = name in ("cifar10", "caltech101")
-    root = Path(root).expanduser() if root else data_root() / name if named else Path(name)
+        labels = np.array([sorted(UNSEEN).index(scene.groups[0].name) for scene in scenes])
+        return LabelledImages("sample", [scene.render() for scene in scenes], labels, sorted(UNSEEN))
+    root = Path(root or (data_root() / name if name in LABELLED else name)).expanduser()
     if (root / "cifar-10-batches-py").is_dir():
         found = CIFAR10(root, train=False)
         return LabelledImages(name, [Image.fromarray(x) for x in found.data], np.array(found.targets), found.classes)
-    folder = root
-    while len(inner := [path for path in _visible(folder)]) == 1 and inner[0].is_dir():
-        folder = inner[0]
-    classes = sorted(path.name for path in _visible(folder) if path.is_dir())
-    files = {c: image_files(folder / c) for c in classes if c != "BACKGROUND_Google"}
-    classes = [c for c in files if files[c]]
-    if len(classes) < 2:
-        hint = f" Get it with: miniclip download {name}" if named else ""
-        raise DataError(f"{root} holds no labelled images: it needs a folder of images per class.{hint}")
-    labels = np.repeat(np.arange(len(classes)), [len(files[c]) for c in classes])
-    return LabelledImages(str(name), list(chain.from_iterable(files[c] for c in classes)), labels, classes)
+    for folder in (root, *sorted(root.glob("*/")), *sorted(root.glob("*/*/"))):  # test/ or the like round the classes
+        files = {path.name: _images_in(path) for path in sorted(folder.glob("[!._]*/"))}
+        classes = [name for name, images in files.items() if images and name != "BACKGROUND_Google"]
+        if len(classes) > 1:
+            break
+    else:
+        hint = f" Get it with: miniclip download {name}" if name in LABELLED else ""
+        raise DataError(f"{root} holds no labelled images: it needs a folder of images for each class.{hint}")
+    labels = np.repeat(np.arange(len(classes)), [len(files[name]) for name in classes])
+    return LabelledImages(Path(name).name, list(chain.from_iterable(map(files.get, classes))), labels, classes)
 
 
-def _visible(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.name[0] not in "._"] if folder.is_dir() else []
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and path.name[0] != ".")
