@@ -1,8 +1,4 @@
-"""Settings and places: what makes a run, and where its files lie.
-
-One frozen dataclass tree drives the notebooks, the command line and the checkpoint, and is saved
-with every checkpoint and every result, so a number can always say what made it.
-"""
+"""Settings and places: what makes a run, saved with every checkpoint and result, and where its files lie."""
 
 import hashlib
 import json

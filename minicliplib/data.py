@@ -1,8 +1,4 @@
-"""Pictures and their captions: the datasets, how they are read and checked.
-
-Whatever the dataset, the result is one ``CaptionedImages``. To add a dataset, write its loader and give it
-a line in ``DATASETS``. Nothing here knows about models or tensors.
-"""
+"""Pictures and their captions: to add a dataset, write its loader and give it a line in ``DATASETS``."""
 
 import csv
 import io
@@ -170,12 +166,11 @@ def _load_folder(root: Path, split: str, limit: int | None) -> CaptionedImages:
     images = image_files(root)
     if not images:
         raise DataError(f"There is no image in {root}. Known kinds: {' '.join(sorted(EXTENSIONS))}.")
-    captions = {image.relative_to(root).as_posix(): [] for image in images}
-    if (root / "captions.csv").exists():
-        for where, name, text in _csv_rows(root / "captions.csv"):
-            if name not in captions:
-                raise DataError(f"{where} names an image that is not there: {name!r}.")
-            captions[name].append(text)
+    captions, table = {image.relative_to(root).as_posix(): [] for image in images}, root / "captions.csv"
+    for where, name, text in _csv_rows(table) if table.exists() else ():
+        if name not in captions:
+            raise DataError(f"{where} names an image that is not there: {name!r}.")
+        captions[name].append(text)
     return CaptionedImages("folder", "all", images[:limit], list(captions.values())[:limit])
 
 
@@ -233,9 +228,10 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, str, str]]:
     reader = csv.DictReader(io.StringIO(_read(path), newline=""), strict=True)
     try:
         columns = reader.fieldnames or []
-        for column in ("image", "caption"):
-            if column not in columns:
-                raise DataError(f"{path} has no column {column!r}. Its first row: {', '.join(columns)}.")
+        if missing := {"image", "caption"} - set(columns):
+            raise DataError(
+                f"{path} has no column {' or '.join(sorted(missing))}. Its first row: {', '.join(columns)}."
+            )
         for row in reader:
             where = f"Row {reader.line_num} of {path}"
             if None in row:

@@ -376,8 +376,8 @@ def test_folder_with_captions(folder):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["image,text", "b.jpg,A dog"], r"captions.csv has no column 'caption'. Its first row: image, text"),
-        ([""], r"captions.csv has no column 'image'"),
+        (["image,text", "b.jpg,A dog"], r"captions.csv has no column caption. Its first row: image, text"),
+        ([""], r"captions.csv has no column caption or image"),
         (["image,caption", "b.jpg,A dog", "x.jpg,A cat"], r"Row 3 of .*captions.csv .*'x.jpg'"),
         (["image,caption", "../b.jpg,A dog"], r"Row 2 of .*'../b.jpg'"),
         (["image,caption", "b.jpg,A dog", 'b.jpg," "'], r"Row 3 of .* empty caption"),
