@@ -7,38 +7,9 @@ visualize -> command line and notebooks.
 from .archives import download
 from .config import PRESETS, Config, output_root, preset, save_result, set_seed
 from .data import CaptionedImages, DataError, image_files, load_dataset, load_image
+from .encoders import EncoderError
 from .loss import contrastive_loss
 from .metrics import bootstrap, chance, ranks, ranks_from_embeddings, recall_at_k, summarise
 from .model import CheckpointError, MiniCLIP, load
 from .retrieval import Index, evaluate
 from .training import Run, fit, load_or_fit
-
-__all__ = [
-    "PRESETS",
-    "CaptionedImages",
-    "CheckpointError",
-    "Config",
-    "DataError",
-    "Index",
-    "MiniCLIP",
-    "Run",
-    "bootstrap",
-    "chance",
-    "contrastive_loss",
-    "download",
-    "evaluate",
-    "fit",
-    "image_files",
-    "load",
-    "load_dataset",
-    "load_image",
-    "load_or_fit",
-    "output_root",
-    "preset",
-    "ranks",
-    "ranks_from_embeddings",
-    "recall_at_k",
-    "save_result",
-    "set_seed",
-    "summarise",
-]

@@ -164,8 +164,6 @@ def no_bar(progress: bool) -> bool:
     return not progress or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
 
 
-# ---- places ----------------------------------------------------------------------------------------
-
 CHECKOUT = Path(__file__).resolve().parents[1]
 IN_CHECKOUT = (CHECKOUT / "pyproject.toml").exists()  # rather than installed somewhere
 

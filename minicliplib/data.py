@@ -48,10 +48,6 @@ class CaptionedImages:
         """Which image each flat caption belongs to: (captions,) int64."""
         return np.array([i for i, texts in enumerate(self.captions) for _ in texts], dtype=np.int64)
 
-    def load(self, i: int) -> Image.Image:
-        """Return image ``i`` in RGB."""
-        return load_image(self.images[i])
-
     def subset(self, indices: Sequence[int]) -> "CaptionedImages":
         """Return the images at ``indices``, in that order, with their captions."""
         images, captions = [self.images[i] for i in indices], [self.captions[i] for i in indices]
@@ -96,8 +92,6 @@ def load_image(source: str | Path | Image.Image, hint: int | None = None) -> Ima
             if hint:
                 image.draft("RGB", (hint, hint))
             return _to_rgb(image)
-    except FileNotFoundError:
-        raise DataError(f"There is no image file {source}.") from None
     except Exception as error:  # Pillow's decoders raise a dozen kinds, from OSError to struct.error
         raise DataError(f"Cannot read the image {source} ({error}): replace it or leave it out.") from error
 
@@ -228,10 +222,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, str, str]]:
     reader = csv.DictReader(io.StringIO(_read(path), newline=""), strict=True)
     try:
         columns = reader.fieldnames or []
-        if missing := {"image", "caption"} - set(columns):
-            raise DataError(
-                f"{path} has no column {' or '.join(sorted(missing))}. Its first row: {', '.join(columns)}."
-            )
+        if missing := sorted({"image", "caption"} - set(columns)):
+            raise DataError(f"{path} has no column {' or '.join(missing)}. Its first row: {', '.join(columns)}.")
         for row in reader:
             where = f"Row {reader.line_num} of {path}"
             if None in row:

@@ -212,9 +212,6 @@ def _random_crop(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     return ImageOps.mirror(window) if rng.random() < 0.5 else window
 
 
-# ---- loading ---------------------------------------------------------------------------------------
-
-
 def _load_image_model(name: str, pretrained: bool) -> nn.Module:
     target = f"local-dir:{name}" if Path(name).is_dir() else IMAGE_ENCODERS.get(name, name)
     offline = name == "efficientnet_lite0"

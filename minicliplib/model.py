@@ -119,8 +119,6 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
                 out[batch] = self.project_text(self.text_encoder.trunk(ids, mask), mask)
         return out
 
-    # ---- checkpoints: config.json + model.safetensors, never pickle --------------------------------
-
     def learned_state(self) -> dict[str, Tensor]:
         """Return what training can change: the heads, the logit scale and the tuned tops, not the trunks."""
         return {n: p.detach() for n, p in self.named_parameters() if p.requires_grad or n == "logit_scale"}

@@ -168,9 +168,6 @@ def _read_history(folder: Path, config: Config) -> list[dict]:
     return json.loads(record["history"])
 
 
-# ---- one epoch -------------------------------------------------------------------------------------
-
-
 def epoch_batches(config: Config, outputs: TrunkOutputs, epoch: int) -> Iterator[tuple[np.ndarray, ...]]:
     """Yield an epoch's batches as ``(image rows, views, caption rows, owner)``, each image once in an epoch.
 
