@@ -101,7 +101,7 @@ class Index:
             more = (queries @ stored[start : start + block].astype(np.float64).T).astype(np.float32)
             new_rows = np.broadcast_to(np.arange(start, start + more.shape[1]), more.shape)
             scores, rows = np.concatenate([scores, more], axis=1), np.concatenate([rows, new_rows], axis=1)
-            best = np.array([_top(each, k) for each in scores], np.int64).reshape(len(scores), -1)
+            best = np.stack([_top(each, k) for each in scores])
             scores, rows = np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
         return scores, rows
 
