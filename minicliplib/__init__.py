@@ -7,45 +7,10 @@ zeroshot -> visualize -> command line and notebooks.
 from .archives import download
 from .config import PRESETS, Config, output_root, preset, save_result, set_seed
 from .data import CaptionedImages, DataError, LabelledImages, image_files, load_dataset, load_image, load_labelled
+from .encoders import EncoderError
 from .loss import contrastive_loss
 from .metrics import bootstrap, chance, classification, ranks, ranks_from_embeddings, recall_at_k, summarise
 from .model import CheckpointError, MiniCLIP, load
 from .retrieval import Index, evaluate
 from .training import Run, fit, load_or_fit
 from .zeroshot import PHOTO_TEMPLATES, SCENE_TEMPLATES, ZeroShotClassifier
-
-__all__ = [
-    "PHOTO_TEMPLATES",
-    "PRESETS",
-    "SCENE_TEMPLATES",
-    "CaptionedImages",
-    "CheckpointError",
-    "Config",
-    "DataError",
-    "Index",
-    "LabelledImages",
-    "MiniCLIP",
-    "Run",
-    "ZeroShotClassifier",
-    "bootstrap",
-    "chance",
-    "classification",
-    "contrastive_loss",
-    "download",
-    "evaluate",
-    "fit",
-    "image_files",
-    "load",
-    "load_dataset",
-    "load_image",
-    "load_labelled",
-    "load_or_fit",
-    "output_root",
-    "preset",
-    "ranks",
-    "ranks_from_embeddings",
-    "recall_at_k",
-    "save_result",
-    "set_seed",
-    "summarise",
-]

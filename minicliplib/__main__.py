@@ -38,19 +38,15 @@ def _train(options) -> None:
         name, equals, value = item.partition("=")
         if not equals:
             raise ValueError(f"--set takes NAME=VALUE, e.g. train.epochs=3, not {item!r}.")
-        changes[name] = _value(value)
+        try:
+            changes[name] = json.loads(value)
+        except json.JSONDecodeError:
+            changes[name] = value
     config = preset(options.preset).updated(**changes)
     run = fit(config, options.out or run_folder(config))
     columns = ["epoch", "loss", "log_batch", "logit_scale", "dev_mean_recall", "seconds"]
     print(run.history[columns].round(3).to_string(index=False))
     print(f"checkpoint, config and history: {run.folder}")
-
-
-def _value(text: str):
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
 
 
 def _evaluate(options) -> None:
@@ -89,26 +85,28 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, run, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
+        sub.add_argument("--root", help="where the dataset lies (default: the data folder)")
         return sub
+
+    def model_and_split(sub: argparse.ArgumentParser) -> None:
+        text = "a shipped name, folder or hub id (default: %(default)s)"
+        sub.add_argument("--checkpoint", default="flickr8k", help=text)
+        sub.add_argument("--split", default="test", help="split of the dataset (default: %(default)s)")
 
     sub = command("download", _download, "fetch, verify and unpack a dataset")
     sub.add_argument("dataset", help="flickr8k")
-    sub.add_argument("--root", help="where to unpack it (default: the data folder)")
     sub.add_argument("--from", dest="mirrors", action="append", metavar="MIRROR", help="a URL or folder with the zips")
 
     sub = command("train", _train, "train a model; run again to go on after an interruption")
     sub.add_argument("--preset", default="sample", help=f"start from: {', '.join(PRESETS)} (default: %(default)s)")
     sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting, e.g. train.epochs=3")
-    sub.add_argument("--root", help="where the dataset lies")
     sub.add_argument("--out", help="folder of the run (default: named after the settings)")
 
     sub = command("evaluate", _evaluate, "measure Recall@K both ways, with intervals and chance")
     sub.add_argument("--data", default="flickr8k", help=f"dataset: {', '.join(DATASETS)} (default: %(default)s)")
-    sub.add_argument("--checkpoint", default="flickr8k", help="a shipped name, folder or hub id (default: %(default)s)")
-    sub.add_argument("--split", default="test", help="split to measure on (default: %(default)s)")
-    sub.add_argument("--root", help="where the dataset lies")
     sub.add_argument("--limit", type=int, help="use only the first so many images")
     sub.add_argument("--json", metavar="FILE", help="write the numbers there, too")
+    model_and_split(sub)
 
     sub = command("search", _search, "rank images for a sentence, or for another image")
     sub.add_argument("query", help="a sentence; with --by-image the path of an image")
@@ -116,10 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     where = sub.add_mutually_exclusive_group()
     where.add_argument("--images", metavar="FOLDER", help="your own images")
     where.add_argument("--data", default="sample", help=f"or a dataset: {', '.join(DATASETS)} (default: %(default)s)")
-    sub.add_argument("--split", default="test", help="split of the dataset (default: %(default)s)")
-    sub.add_argument("--root", help="where the dataset lies")
-    sub.add_argument("--checkpoint", default="flickr8k", help="a shipped name, folder or hub id (default: %(default)s)")
     sub.add_argument("-k", type=int, help="how many results (default: 5, or all if there are fewer)")
+    model_and_split(sub)
     return parser
 
 

@@ -1,8 +1,4 @@
-"""Settings and places: what makes a run, and where its files lie.
-
-One frozen dataclass tree drives the notebooks, the command line and the checkpoint, and is saved
-with every checkpoint and every result, so a number can always say what made it.
-"""
+"""Settings and places: what makes a run, saved with every checkpoint and result, and where its files lie."""
 
 import hashlib
 import json
@@ -168,8 +164,6 @@ def no_bar(progress: bool) -> bool:
     """Return whether progress bars are off: by argument, or everywhere by ``$TQDM_DISABLE``."""
     return not progress or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
 
-
-# ---- places ----------------------------------------------------------------------------------------
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 IN_CHECKOUT = (CHECKOUT / "pyproject.toml").exists()  # rather than installed somewhere

@@ -1,8 +1,4 @@
-"""Pictures and their captions: the datasets, how they are read and checked.
-
-Whatever the dataset, the result is one ``CaptionedImages``. To add a dataset, write its loader and give it
-a line in ``DATASETS``. Nothing here knows about models or tensors.
-"""
+"""Pictures and their captions: to add a dataset, write its loader and give it a line in ``DATASETS``."""
 
 import csv
 import io
@@ -53,10 +49,6 @@ class CaptionedImages:
         """Which image each flat caption belongs to: (captions,) int64."""
         return np.array([i for i, texts in enumerate(self.captions) for _ in texts], dtype=np.int64)
 
-    def load(self, i: int) -> Image.Image:
-        """Return image ``i`` in RGB."""
-        return load_image(self.images[i])
-
     def subset(self, indices: Sequence[int]) -> "CaptionedImages":
         """Return the images at ``indices``, in that order, with their captions."""
         images, captions = [self.images[i] for i in indices], [self.captions[i] for i in indices]
@@ -101,8 +93,6 @@ def load_image(source: str | Path | Image.Image, hint: int | None = None) -> Ima
             if hint:
                 image.draft("RGB", (hint, hint))
             return _to_rgb(image)
-    except FileNotFoundError:
-        raise DataError(f"There is no image file {source}.") from None
     except Exception as error:  # Pillow's decoders raise a dozen kinds, from OSError to struct.error
         raise DataError(f"Cannot read the image {source} ({error}): replace it or leave it out.") from error
 
@@ -171,12 +161,11 @@ def _load_folder(root: Path, split: str, limit: int | None) -> CaptionedImages:
     images = image_files(root)
     if not images:
         raise DataError(f"There is no image in {root}. Known kinds: {' '.join(sorted(EXTENSIONS))}.")
-    captions = {image.relative_to(root).as_posix(): [] for image in images}
-    if (root / "captions.csv").exists():
-        for where, name, text in _csv_rows(root / "captions.csv"):
-            if name not in captions:
-                raise DataError(f"{where} names an image that is not there: {name!r}.")
-            captions[name].append(text)
+    captions, table = {image.relative_to(root).as_posix(): [] for image in images}, root / "captions.csv"
+    for where, name, text in _csv_rows(table) if table.exists() else ():
+        if name not in captions:
+            raise DataError(f"{where} names an image that is not there: {name!r}.")
+        captions[name].append(text)
     return CaptionedImages("folder", "all", images[:limit], list(captions.values())[:limit])
 
 
@@ -234,9 +223,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, str, str]]:
     reader = csv.DictReader(io.StringIO(_read(path), newline=""), strict=True)
     try:
         columns = reader.fieldnames or []
-        for column in ("image", "caption"):
-            if column not in columns:
-                raise DataError(f"{path} has no column {column!r}. Its first row: {', '.join(columns)}.")
+        if missing := sorted({"image", "caption"} - set(columns)):
+            raise DataError(f"{path} has no column {' or '.join(missing)}. Its first row: {', '.join(columns)}.")
         for row in reader:
             where = f"Row {reader.line_num} of {path}"
             if None in row:

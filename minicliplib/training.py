@@ -168,14 +168,10 @@ def _read_history(folder: Path, config: Config) -> list[dict]:
     return json.loads(record["history"])
 
 
-# ---- one epoch -------------------------------------------------------------------------------------
-
-
 def epoch_batches(config: Config, outputs: TrunkOutputs, epoch: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yield an epoch's batches as ``(image rows, views, caption rows, owner)``.
+    """Yield an epoch's batches as ``(image rows, views, caption rows, owner)``, each image once in an epoch.
 
-    Every image stands once in an epoch, with random captions of its own and a random view; the draws follow from
-    ``(seed, epoch)``. The last, smaller batch is left out: its loss would have another ln(B).
+    The last, smaller batch is left out: its loss would have another ln(B).
     """
     rng = np.random.default_rng([config.seed, epoch])
     size, per_image, first = config.train.batch_size, config.loss.captions_per_image, outputs.first
@@ -338,12 +334,10 @@ def parameter_groups(config: Config, model: MiniCLIP) -> list[dict]:
 def embed(model: MiniCLIP, outputs: TrunkOutputs, batch_size: int = 200) -> tuple[Tensor, Tensor]:
     """Embed a dataset from its trunk outputs, plain view: images (N, E) and captions (M, E), unit length."""
     model.eval()
-    images, captions = np.arange(len(outputs.data)), np.arange(len(outputs.captions))
-    chunks = lambda rows: np.array_split(rows, math.ceil(len(rows) / batch_size))
-    return (
-        torch.cat([model.project_image(outputs.image_batch(rows)) for rows in chunks(images)]),
-        torch.cat([model.project_text(*outputs.text_batch(rows)) for rows in chunks(captions)]),
-    )
+    chunks = lambda n: np.array_split(np.arange(n), math.ceil(n / batch_size))
+    images = [model.project_image(outputs.image_batch(rows)) for rows in chunks(len(outputs.data))]
+    captions = [model.project_text(*outputs.text_batch(rows)) for rows in chunks(len(outputs.captions))]
+    return torch.cat(images), torch.cat(captions)
 
 
 def dev_recalls(model: MiniCLIP, outputs: TrunkOutputs) -> dict:

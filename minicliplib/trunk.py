@@ -65,8 +65,8 @@ class TrunkOutputs:
 
     def _stored(self, kind: str, items: list, compute: Callable, *arguments) -> np.ndarray:
         """Return an array from its file, computing it first where there is none."""
-        encoders, encoder = self.model.config.encoders, self.model.image_encoder
-        setting = [encoders.image, encoder.frozen]
+        encoders = self.model.config.encoders
+        setting = [encoders.image, self.model.image_encoder.frozen]
         if items is self.captions:
             setting = [encoders.text, self.model.text_encoder.frozen, encoders.max_tokens]
         identity = "\n".join(map(str, [*setting, self._dtype, *map(_identity, items)]))
@@ -80,28 +80,24 @@ class TrunkOutputs:
 
     def _image_states(self, part: Path, view: int) -> None:
         images, encoder, out = self.data.images, self.model.image_encoder, None
-        bar = self._bar(len(images), f"{self.data.split} images, view {view}")
-        for start in range(0, len(images), 16):  # small batches stay in the processor's cache
+        starts = range(0, len(images), 16)  # small batches stay in the processor's cache
+        for start in tqdm(starts, f"{self.data.split} images, view {view}", disable=no_bar(self._progress)):
             rows = range(start, min(start + 16, len(images)))
             hidden = encoder.trunk(encoder.prepare([images[i] for i in rows], [view] * len(rows), rows))
             if out is None:
                 out = np.lib.format.open_memmap(part, "w+", self._dtype, (len(images), *hidden.shape[1:]))
             out[start : rows.stop] = hidden.cpu().numpy()
-            bar.update(len(rows))
-        bar.close()
         out.flush()
 
     def _token_states(self, part: Path) -> None:
-        out, bar = None, self._bar(len(self.captions), f"{self.data.split} captions")
-        for rows in self._by_length():
+        out = None
+        for rows in tqdm(self._by_length(), f"{self.data.split} captions", disable=no_bar(self._progress)):
             hidden, mask = self._run_text([self.captions[j] for j in rows])
             if out is None:
                 dtype = self._dtype if hidden.is_floating_point() else np.int64
                 out = np.lib.format.open_memmap(part, "w+", dtype, (int(self.starts[-1]), *hidden.shape[2:]))
             for j, states, n in zip(rows, hidden.cpu().numpy(), mask.sum(1).tolist(), strict=True):
                 out[self.starts[j] : self.starts[j] + n] = states[:n]
-            bar.update(len(rows))
-        bar.close()
         out.flush()
 
     def _token_starts(self, part: Path) -> None:
@@ -115,9 +111,6 @@ class TrunkOutputs:
     def _by_length(self) -> list[np.ndarray]:
         order = np.argsort([len(text) for text in self.captions], kind="stable")  # little padding
         return [order[i : i + 128] for i in range(0, len(order), 128)]
-
-    def _bar(self, total: int, text: str) -> tqdm:
-        return tqdm(total=total, desc=text, disable=no_bar(self._progress))
 
 
 def _identity(item) -> str:

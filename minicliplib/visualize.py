@@ -40,10 +40,10 @@ def save(fig: Figure, name: str, dataset: str, photos: bool = False) -> Path:
     return path
 
 
-def _show(ax, image, title: str = "", frame=None, width: int = 30) -> None:
+def _show(ax, image, title: str = "", frame=None) -> None:
     ax.imshow(load_image(image, hint=224).resize((160, 160), Image.Resampling.BILINEAR))
     ax.set(xticks=[], yticks=[])
-    ax.set_title(fill(title, width), fontsize=8)
+    ax.set_title(fill(title, 30), fontsize=8)
     ax.grid(False)
     for spine in ax.spines.values():
         spine.set(visible=frame is not None, color=frame, linewidth=4)

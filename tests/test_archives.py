@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from minicliplib.archives import download, fetch, unpack
-from minicliplib.data import DataError, load_dataset
+from minicliplib.data import DataError, load_dataset, load_image
 
 PHOTOS = {"train": "a.jpg", "dev": "b.jpg", "test": "c.jpg"}
 PHOTO_ZIP, TEXT_ZIP = "Flickr8k_Dataset.zip", "Flickr8k_text.zip"
@@ -271,4 +271,4 @@ def test_the_real_zips_give_the_official_splits(tmp_path):
         "3385593926_d3e9c21170.jpg",
         "The dogs are in the snow in front of a fence.",
     )
-    assert test.load(0).mode == "RGB"
+    assert load_image(test.images[0]).mode == "RGB"

@@ -103,7 +103,7 @@ def test_download_from_a_folder(tmp_path, capsys):
         (["search", " ", "--images", "PHOTOS", "--checkpoint", "RUN"], "the query is empty"),
         (
             ["search", "no.jpg", "--by-image", "-k", "1", "--images", "PHOTOS", "--checkpoint", "RUN"],
-            "no image file no.jpg",
+            "Cannot read the image no.jpg",
         ),
         (["search", "a dog", "-k", "9", "--images", "PHOTOS", "--checkpoint", "RUN"], "k must be from 1 to 3"),
     ],

@@ -106,7 +106,7 @@ def test_owner_and_flat_captions_follow_the_images():
     assert data.owner.dtype == np.int64
     part = data.subset(np.array([3, 0]))
     assert part.captions == [["d", "e", "f"], ["a", "b"]]
-    assert part.load(1).getpixel((0, 0)) == (255, 0, 0)
+    assert load_image(part.images[1]).getpixel((0, 0)) == (255, 0, 0)
     assert (part.name, part.split) == ("mine", "all")
 
 
@@ -240,7 +240,7 @@ def test_sample_needs_no_download():
     data = load_dataset("sample", "dev", limit=3)
     assert (len(data), data.name, data.split) == (3, "sample", "dev")
     assert all(len(texts) == 5 and all(clean_caption(t) == t != "" for t in texts) for texts in data.captions)
-    assert data.load(2).mode == "RGB"
+    assert load_image(data.images[2]).mode == "RGB"
     again = load_dataset("sample", "dev", limit=2)
     assert again.captions == data.captions[:2]
     assert DATASETS["sample"].splits == ("train", "dev", "test", "unseen")
@@ -268,7 +268,7 @@ def test_flickr8k_layouts_give_the_same_captions_in_the_order_of_the_lists(tmp_p
         data = load_dataset("flickr8k", split, root)
         assert [path.name for path in data.images] == names
         assert data.captions == [[f"{name[0]} {text}" for text in CLEAN] for name in names]
-        assert all(image.size == (12, 8) for image in map(data.load, range(len(data))))
+        assert all(image.size == (12, 8) for image in map(load_image, data.images))
     assert [path.name for path in load_dataset("flickr8k", "test", root, limit=1).images] == ["d.jpg"]
 
 
@@ -376,8 +376,8 @@ def test_folder_with_captions(folder):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["image,text", "b.jpg,A dog"], r"captions.csv has no column 'caption'. Its first row: image, text"),
-        ([""], r"captions.csv has no column 'image'"),
+        (["image,text", "b.jpg,A dog"], r"captions.csv has no column caption. Its first row: image, text"),
+        ([""], r"captions.csv has no column caption or image"),
         (["image,caption", "b.jpg,A dog", "x.jpg,A cat"], r"Row 3 of .*captions.csv .*'x.jpg'"),
         (["image,caption", "../b.jpg,A dog"], r"Row 2 of .*'../b.jpg'"),
         (["image,caption", "b.jpg,A dog", 'b.jpg," "'], r"Row 3 of .* empty caption"),
@@ -411,7 +411,7 @@ def test_a_corrupt_image_is_refused_when_used_or_skipped_by_option(folder):
     data = load_dataset("folder", root=folder)
     assert len(data) == 4
     with pytest.raises(DataError, match=r"cut.jpg"):
-        data.load(2)
+        load_image(data.images[2])
     with pytest.warns(UserWarning, match=r"Left out 1 of 4 images of 'folder':\n.*cut.jpg") as caught:
         data = load_dataset("folder", root=folder, on_bad="skip")
     assert caught[0].filename == __file__

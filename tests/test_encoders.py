@@ -14,7 +14,8 @@ from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from minicliplib.encoders import EncoderError, ImageEncoder, TextEncoder
+from minicliplib import EncoderError
+from minicliplib.encoders import ImageEncoder, TextEncoder
 
 TEXTS = ["A dog.", "Two brown dogs run along a sunny beach, and a child looks on.", "A red kite in the snow", "cat"]
 

@@ -245,7 +245,7 @@ def missing_tensor(folder):
         (truncated, "not a whole checkpoint"),
         (no_json, "not a whole checkpoint"),
         (no_record, "not a whole checkpoint"),
-        (no_settings, "does not describe a model"),
+        (no_settings, "not a whole checkpoint"),
         (other_format, "format 99, this version of minicliplib reads format 1"),
         (unknown_setting, "no setting 'heads.shape'"),
         (other_kind, "heads.dim takes int, not 'wide'"),

@@ -212,7 +212,7 @@ def test_each_mistake_is_named_and_changes_nothing(index, ask, message):
 
 
 def test_missing_damaged_and_foreign_indexes_are_named(index, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no index in"):
+    with pytest.raises(ValueError, match=r"no whole index in .*nowhere: .*No such file"):
         Index.load(tmp_path / "nowhere")
     index.save(tmp_path)
     other = StandIn()
@@ -225,12 +225,10 @@ def test_missing_damaged_and_foreign_indexes_are_named(index, tmp_path):
     whole = vectors.read_bytes()
     for content in (whole[:-40], whole[:50], b"", None):
         vectors.unlink() if content is None else vectors.write_bytes(content)
-        with pytest.raises(ValueError, match="is damaged"):
+        with pytest.raises(ValueError, match="no whole index"):
             Index.load(tmp_path)
     vectors.write_bytes(whole)
-    fewer = json.loads(text)
-    fewer["names"]["images"].pop()
-    for content in (text[:30], "[]", "{}", json.dumps(fewer)):
+    for content in (text[:30], "[]", "{}"):
         listing.write_text(content)
-        with pytest.raises(ValueError, match="is damaged"):
+        with pytest.raises(ValueError, match="no whole index"):
             Index.load(tmp_path)
