@@ -1,18 +1,21 @@
-"""Command line: ``miniclip download | train | evaluate | search`` (also ``python -m minicliplib``)."""
+"""Command line: ``miniclip download | train | evaluate | search | classify`` (also ``python -m minicliplib``)."""
 
 import argparse
 import json
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
 
 from .archives import download
 from .config import PRESETS, preset
-from .data import DATASETS, image_files, load_dataset
+from .data import DATASETS, image_files, load_dataset, load_labelled
+from .metrics import classification
 from .model import load
 from .retrieval import Index, evaluate
 from .training import fit, run_folder
+from .zeroshot import PHOTO_TEMPLATES, SCENE_TEMPLATES, ZeroShotClassifier, in_words
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,6 +81,27 @@ def _search(options) -> None:
         print(f"{score:.3f}  {name}")
 
 
+def _classify(options) -> None:
+    templates = options.template or (SCENE_TEMPLATES if options.images == ["sample"] else PHOTO_TEMPLATES)
+    model = load(options.checkpoint)
+    if not options.labels:
+        return _classify_labelled(load_labelled(options.images[0], options.root), model, templates)
+    classifier = ZeroShotClassifier(model, options.labels.split(","), templates)
+    folders = (image_files(name) if Path(name).is_dir() else [name] for name in options.images)
+    images = list(chain.from_iterable(folders))
+    for image, found in zip(images, classifier.predict(images, options.k), strict=True):
+        print(f"{image}: " + ", ".join(f"{label} {probability:.0%}" for label, probability in found))
+
+
+def _classify_labelled(data, model, templates) -> None:
+    classifier = ZeroShotClassifier(model, [in_words(name) for name in data.classes], templates)
+    report = classification(classifier.scores(model.encode_image(data.images, progress=True)), data.labels)
+    print(f"{data.name}: {len(data):,} images, {len(data.classes)} classes, {len(templates)} prompt templates")
+    for k, (low, high) in report["interval"].items():
+        print(f"{k} {report[k]:.1%} [{low:.1%}, {high:.1%}], chance {report['chance'][k]:.1%}")
+    print(pd.Series(report["per_class"], data.classes, name="top1").sort_values().map("{:.0%}".format).to_string())
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="miniclip", description=__doc__.split("(")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -116,6 +140,18 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--data", default="sample", help=f"or a dataset: {', '.join(DATASETS)} (default: %(default)s)")
     sub.add_argument("-k", type=int, help="how many results (default: 5, or all if there are fewer)")
     model_and_split(sub)
+
+    sub = command("classify", _classify, "name what images show, from your own labels; or measure on class folders")
+    sub.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGES",
+        help="images or folders; without --labels one folder of class folders, or sample, cifar10 or caltech101",
+    )
+    sub.add_argument("--labels", metavar="A,B,...", help="the labels to choose from, e.g. cat,dog,bicycle")
+    sub.add_argument("--template", action="append", metavar="TEXT", help="a prompt, e.g. 'a photo of a {}.'")
+    sub.add_argument("--checkpoint", default="flickr8k", help="a shipped name, folder or hub id (default: %(default)s)")
+    sub.add_argument("-k", type=int, default=3, help="how many labels an image (default: %(default)s)")
     return parser
 
 

@@ -43,7 +43,6 @@ class HeadConfig:
     kind: str = "mlp"  # "mlp" (residual, with LayerNorm) or "linear"
     dim: int = 256  # width of the shared space
     dropout: float = 0.1
-    image_dropout: float = 0.0  # share of the image tower's pooled features hidden from its head in training
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 
@@ -157,6 +158,23 @@ def _load_sample(root: Path, split: str, limit: int | None) -> CaptionedImages:
     return CaptionedImages("sample", split, pictures, captions)
 
 
+# Free photos that come with scikit-image, with captions of our own: CC0, or public domain (NASA, SpaceX).
+PHOTOS = {
+    "astronaut.png": "A smiling astronaut in an orange suit before a flag.",
+    "camera.png": "A man in a coat looks through a camera on a tripod.",
+    "chelsea.png": "A ginger cat with green eyes.",
+    "clock_motion.png": "A round clock on a wall.",
+    "coffee.png": "A cup of coffee on a wooden table.",
+    "rocket.jpg": "A rocket launches in a cloud of smoke.",
+}
+
+
+def _load_photos(root: Path, split: str, limit: int | None) -> CaptionedImages:
+    folder = Path(str(files("skimage") / "data"))
+    images, captions = [folder / name for name in PHOTOS], [[caption] for caption in PHOTOS.values()]
+    return CaptionedImages("photos", "all", images[:limit], captions[:limit])
+
+
 def _load_folder(root: Path, split: str, limit: int | None) -> CaptionedImages:
     images = image_files(root)
     if not images:
@@ -253,6 +271,7 @@ DATASETS = {
     "sample": Source(_load_sample, tuple(SIZES)),
     "flickr8k": Source(_load_flickr8k, ("train", "dev", "test")),
     "folder": Source(_load_folder),
+    "photos": Source(_load_photos),
 }
 
 
@@ -293,15 +312,15 @@ def load_labelled(name: str | Path, root: str | Path | None = None) -> LabelledI
         found = CIFAR10(root, train=False)
         return LabelledImages(name, [Image.fromarray(x) for x in found.data], np.array(found.targets), found.classes)
     for folder in (root, *sorted(root.glob("*/")), *sorted(root.glob("*/*/"))):  # test/ or the like round the classes
-        files = {path.name: _images_in(path) for path in sorted(folder.glob("[!._]*/"))}
-        classes = [name for name, images in files.items() if images and name != "BACKGROUND_Google"]
+        inside = {path.name: _images_in(path) for path in sorted(folder.glob("[!._]*/"))}
+        classes = [name for name, images in inside.items() if images and name != "BACKGROUND_Google"]
         if len(classes) > 1:
             break
     else:
         hint = f" Get it with: miniclip download {name}" if name in LABELLED else ""
         raise DataError(f"{root} holds no labelled images: it needs a folder of images for each class.{hint}")
-    labels = np.repeat(np.arange(len(classes)), [len(files[name]) for name in classes])
-    return LabelledImages(Path(name).name, list(chain.from_iterable(map(files.get, classes))), labels, classes)
+    labels = np.repeat(np.arange(len(classes)), [len(inside[name]) for name in classes])
+    return LabelledImages(Path(name).name, list(chain.from_iterable(map(inside.get, classes))), labels, classes)
 
 
 def _images_in(folder: Path) -> list[Path]:

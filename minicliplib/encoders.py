@@ -148,6 +148,8 @@ class ImageEncoder(Encoder):
             picture = _random_crop(picture, np.random.default_rng([view, seed]))
         elif view == 1:
             picture = ImageOps.mirror(picture)
+        if max(picture.size) <= self.size // 4:
+            picture = _enlarge_tiny(picture, self.size)
         return np.asarray(picture.resize((self.size, self.size), Image.Resampling.BICUBIC))
 
 
@@ -199,6 +201,19 @@ def _keep_freed_memory() -> None:
     if mallopt:  # Linux with glibc
         mallopt(mmap_threshold, 2**30)
         mallopt(trim_threshold, 2**31 - 1)
+
+
+def _enlarge_tiny(picture: Image.Image, size: int) -> Image.Image:
+    """Enlarge a picture of few pixels to 5/7 of ``size``, with a border of its mean colour.
+
+    Blown up to the whole input its edges would be wider than any that the tower knows; on CIFAR-10 the smaller
+    square is worth several points of accuracy (notebook 5 measures it).
+    """
+    side = round(size * 5 / 7)
+    mean = tuple(np.asarray(picture).mean((0, 1)).astype(int).tolist())
+    canvas = Image.new("RGB", (size, size), mean)
+    canvas.paste(picture.resize((side, side), Image.Resampling.BILINEAR), ((size - side) // 2,) * 2)
+    return canvas
 
 
 def _random_crop(picture: Image.Image, rng: np.random.Generator) -> Image.Image:

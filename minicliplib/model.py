@@ -30,9 +30,8 @@ class CheckpointError(ValueError):
 class ProjectionHead(nn.Module):
     """Maps a tower's features into the shared space: (B, D) -> (B, E); not yet of unit length."""
 
-    def __init__(self, width: int, config: HeadConfig, input_dropout: float = 0.0):
+    def __init__(self, width: int, config: HeadConfig):
         super().__init__()
-        self.hide = nn.Dropout(input_dropout) if input_dropout else nn.Identity()
         if config.kind not in ("linear", "mlp"):
             raise ValueError(f"Unknown projection head {config.kind!r}. Known: linear, mlp.")
         self.project = nn.Linear(width, config.dim)
@@ -43,7 +42,7 @@ class ProjectionHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) -> (B, E)."""
-        x = self.project(self.hide(features))
+        x = self.project(features)
         return x if self.residual is None else self.norm(x + self.residual(x))
 
 
@@ -63,7 +62,7 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         self.image_encoder = ImageEncoder(enc.image, enc.image_trainable, pretrained)
         self.text_encoder = TextEncoder(enc.text, enc.text_trainable, enc.max_tokens, dropout, pretrained)
         self.dim = heads.dim
-        self.image_head = ProjectionHead(self.image_encoder.dim, heads, heads.image_dropout)
+        self.image_head = ProjectionHead(self.image_encoder.dim, heads)
         self.text_head = ProjectionHead(self.text_encoder.dim, heads)
         scale = torch.tensor(-math.log(self.config.loss.temperature))
         self.logit_scale = nn.Parameter(scale, requires_grad=self.config.loss.learn_temperature)
@@ -92,9 +91,16 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
 
     @torch.inference_mode()
     def encode_image(
-        self, images: Sequence[ImageLike] | ImageLike | Tensor, batch_size: int = 32, progress: bool = False
+        self,
+        images: Sequence[ImageLike] | ImageLike | Tensor,
+        batch_size: int = 32,
+        progress: bool = False,
+        looks: int | None = None,
     ) -> Tensor:
-        """Embed n images: paths, PIL images or prepared pixels (n, 3, h, w) -> (n, E) float32, unit length."""
+        """Embed n images: paths, PIL images or prepared pixels (n, 3, h, w) -> (n, E) float32, unit length.
+
+        ``looks`` is how many looks at a picture are averaged, 1, 2 or 4 (default: the config's); time grows with it.
+        """
         if isinstance(images, ImageLike):
             images = [images]
         out = torch.empty(len(images), self.dim, device=self.device)
@@ -102,8 +108,8 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
             for start in tqdm(range(0, len(images), batch_size), "images", disable=no_bar(progress)):
                 batch = images[start : start + batch_size]
                 pixels = batch.to(self.device) if isinstance(batch, Tensor) else self.image_encoder.prepare(batch)
-                looks = _looks(pixels, self.config.encoders.looks)
-                vectors = sum(self.project_image(self.image_encoder.trunk(look)) for look in looks)
+                views = _looks(pixels, looks or self.config.encoders.looks)
+                vectors = sum(self.project_image(self.image_encoder.trunk(view)) for view in views)
                 out[start : start + batch_size] = F.normalize(vectors, dim=-1)
         return out
 

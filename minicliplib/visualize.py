@@ -19,7 +19,7 @@ from .data import load_image
 
 BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY = sns.color_palette("colorblind", 8)
 RIGHT, WRONG = GREEN, RED  # frames of retrieved items
-FREE_TO_SHOW = ("sample",)  # datasets whose pictures may be published
+FREE_TO_SHOW = ("sample", "photos")  # datasets whose pictures may be published
 
 STYLE = {"figure.dpi": 100, "savefig.dpi": 150, "savefig.bbox": "tight", "figure.constrained_layout.use": True}
 sns.set_theme(context="paper", style="whitegrid", palette="colorblind", rc=STYLE)
@@ -187,4 +187,60 @@ def image_gallery(queries: Sequence[str], results: Sequence[Sequence[tuple]], ri
         for column, (image, score) in enumerate(found):
             hit = right is not None and right[row][column]
             _show(axes[row, column + 1], image, f"{score:.2f}" + (" ✓" if hit else ""), RIGHT if hit else None)
+    return fig
+
+
+def predictions(images: Sequence, guesses: Sequence[Sequence[tuple[str, float]]]) -> Figure:
+    """Images, each over bars of its most probable labels: what ``ZeroShotClassifier.predict`` gives."""
+    fig, axes = plt.subplots(2, len(images), figsize=(1.9 * len(images), 3), height_ratios=[2, 1], squeeze=False)
+    for (top, bottom), image, guess in zip(axes.T, images, guesses, strict=True):
+        _show(top, image)
+        names, values = zip(*guess[::-1], strict=True)
+        bottom.barh(range(len(names)), [100 * value for value in values], color=BLUE, alpha=0.5)
+        for y, (name, value) in enumerate(zip(names, values, strict=True)):
+            bottom.text(2, y, f"{name} {value:.0%}", va="center", fontsize=8)
+        bottom.set(xlim=(0, 100), yticks=[], xticks=[0, 50, 100], xlabel="probability (%)")
+    return fig
+
+
+def accuracy_bars(reports: Mapping[str, Mapping[str, dict]]) -> Figure:
+    """Top-1 and top-5 accuracy with intervals and chance: a panel per set, its rows what ``classification`` gives."""
+    fig, axes = plt.subplots(1, len(reports), figsize=(4.2 * len(reports), 3.2), squeeze=False)
+    for ax, (name, rows) in zip(axes.flat, reports.items(), strict=True):
+        for i, (label, report) in enumerate(rows.items()):
+            places = np.arange(2) + 0.35 * i
+            heights = np.array([100 * report[k] for k in ("top1", "top5")])
+            low, high = np.array([report["interval"][k] for k in ("top1", "top5")]).T * 100
+            drawn = ax.bar(places, heights, 0.33, yerr=[heights - low, high - heights], capsize=3, label=label)
+            ax.bar_label(drawn, fmt="%.1f", fontsize=8, padding=2)
+        for x, k in enumerate(("top1", "top5")):
+            ax.hlines(
+                100 * report["chance"][k],
+                x - 0.2,
+                x + 0.55,
+                color="black",
+                linestyle="--",
+                label=None if x else "chance",
+            )
+        ax.set(
+            title=f"{name}: {report['images']:,} images, {report['classes']} classes",
+            ylabel="accuracy (%)",
+            ylim=(0, 105),
+        )
+        ax.set_xticks([0.17, 1.17], ["top-1", "top-5"])
+        ax.legend(fontsize=8, loc="upper left")
+    return fig
+
+
+def confusion(matrix, names: Sequence[str], chosen: Sequence[int]) -> Figure:
+    """Heat map of a confusion matrix (true, guessed): the ``chosen`` classes, in percent of each row's images."""
+    percent = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    few = [names[c] for c in chosen]
+    fig, ax = plt.subplots(figsize=(2.5 + 0.45 * len(few), 1.8 + 0.38 * len(few)))
+    sns.heatmap(
+        percent[np.ix_(chosen, chosen)], ax=ax, cmap="viridis", annot=True, fmt=".0f", annot_kws={"size": 8},
+        xticklabels=few, yticklabels=few, cbar_kws={"label": "% of the row's images"},
+    )  # fmt: skip
+    ax.set(xlabel="guessed class", ylabel="true class")
+    ax.tick_params(axis="x", rotation=50)
     return fig

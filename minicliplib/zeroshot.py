@@ -6,6 +6,7 @@ classifier.predict(["street.jpg"], k=2)  # [[("bicycle", 0.81), ("dog", 0.12)]]
 
 import re
 from collections.abc import Sequence
+from importlib.resources import files
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,12 @@ from .model import MiniCLIP
 # Our own, worded like the captions that the model was trained on: photos by people, scenes by a grammar.
 PHOTO_TEMPLATES = (
     "a photo of a {}.",
-    "A {}.",
+    "a blurry photo of a {}.",
+    "a small picture of a {}.",
+    "a close up of a {}.",
+    "A {} is in the picture.",
     "There is a {}.",
-    "A close up of a {}.",
     "A {} outside.",
-    "The {}.",
 )
 SCENE_TEMPLATES = (
     "A picture of a {}.",
@@ -87,6 +89,17 @@ def fill(template: str, name: str) -> str:
     """Put a class name into a template, with the right article: ``fill("A {}.", "owl")`` is ``"An owl."``."""
     article = r"\1n {}" if name[:1].lower() in "aeiou" else r"\1 {}"
     return re.sub(r"\b([Aa]) \{\}", article, template).replace("{}", name)
+
+
+def readable(class_name: str) -> str:
+    """Turn a folder's name into words: ``readable("Stop_Sign")`` is ``"stop sign"``."""
+    return class_name.replace("_", " ").lower()
+
+
+def in_words(class_name: str) -> str:
+    """Say what a class of CIFAR-10 or Caltech-101 is called in captions: ``in_words("car_side")`` is ``"car"``."""
+    lines = (files("minicliplib") / "assets/class_words.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.split(": ") for line in lines if line[0] != "#").get(class_name) or readable(class_name)
 
 
 def _checked_names(names: Sequence[str]) -> list[str]:
