@@ -1,13 +1,14 @@
 """Mini-CLIP: a miniature CLIP that trains on a laptop CPU, retrieves both ways and can be rerun by anyone.
 
 Data flows one way: config -> scenes, data -> encoders -> model -> trunk, loss, metrics -> training -> retrieval,
-zeroshot -> visualize -> command line and notebooks.
+zeroshot, explain -> visualize -> command line and notebooks.
 """
 
 from .archives import download
 from .config import PRESETS, Config, output_root, preset, save_result, set_seed
 from .data import CaptionedImages, DataError, LabelledImages, image_files, load_dataset, load_image, load_labelled
 from .encoders import EncoderError
+from .explain import leave_one_out, randomised, relevance_map, word_relevance
 from .loss import contrastive_loss
 from .metrics import bootstrap, chance, classification, ranks, ranks_from_embeddings, recall_at_k, summarise
 from .model import CheckpointError, MiniCLIP, load

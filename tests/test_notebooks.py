@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-EXPECTED = ["01_data_exploration", "02_model_building", "03_training", "04_retrieval_evaluation", "05_zero_shot_classification"]
+EXPECTED = [
+    "01_data_exploration",
+    "02_model_building",
+    "03_training",
+    "04_retrieval_evaluation",
+    "05_zero_shot_classification",
+]
 NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in EXPECTED]
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Data flows from left to right; a module imports from those before it only.
 ORDER = [
     *("config", "scenes", "data", "archives", "encoders", "model", "trunk", "loss", "metrics", "training"),
-    *("retrieval", "zeroshot", "visualize", "__main__"),
+    *("retrieval", "zeroshot", "explain", "visualize", "__main__"),
 ]
 CONDA_NAMES = {"pytorch": "torch"}
 
