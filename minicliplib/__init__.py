@@ -6,11 +6,31 @@ zeroshot, explain -> visualize -> command line and notebooks.
 
 from .archives import download
 from .config import PRESETS, Config, output_root, preset, save_result, set_seed
-from .data import CaptionedImages, DataError, LabelledImages, image_files, load_dataset, load_image, load_labelled
+from .data import (
+    CaptionedImages,
+    DataError,
+    LabelledImages,
+    image_files,
+    load_dataset,
+    load_image,
+    load_judgements,
+    load_labelled,
+)
 from .encoders import EncoderError
-from .explain import leave_one_out, randomised, relevance_map, word_relevance
+from .explain import altered, leave_one_out, randomised, relevance_map, word_relevance
 from .loss import contrastive_loss
-from .metrics import bootstrap, chance, classification, ranks, ranks_from_embeddings, recall_at_k, summarise
+from .metrics import (
+    alignment,
+    bootstrap,
+    chance,
+    classification,
+    modality_gap,
+    ranks,
+    ranks_from_embeddings,
+    recall_at_k,
+    summarise,
+    uniformity,
+)
 from .model import CheckpointError, MiniCLIP, load
 from .retrieval import Index, evaluate
 from .training import Run, fit, load_or_fit

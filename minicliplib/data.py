@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image, ImageOps
 from torchvision.datasets import CIFAR10, Caltech101
 
@@ -201,6 +202,26 @@ def _load_flickr8k(root: Path, split: str, limit: int | None) -> CaptionedImages
             raise DataError(f"{texts} has {len(captions[name])} captions for {name}, not 5. {GET_FLICKR8K}")
     names = names[:limit]
     return CaptionedImages("flickr8k", split, [photos / n for n in names], [captions[n] for n in names])
+
+
+def load_judgements(kind: str, root: str | Path | None = None) -> pd.DataFrame:
+    """Load how well people found captions to fit test photos of Flickr8k: columns image, caption, rating.
+
+    ``expert`` has three ratings a pair, 1 to 4, each a row of its own; ``crowd`` has the share of yes votes. A photo's
+    own captions are left out, as in Hessel et al. 2021, section 4 and appendix A: 3 x 5,664 and 47,109 rows.
+    """
+    files = {"expert": "ExpertAnnotations.txt", "crowd": "CrowdFlowerAnnotations.txt"}
+    if kind not in files:
+        raise DataError(f"Unknown judgements {kind!r}. Known: {', '.join(files)}.")
+    root = Path(root).expanduser() if root else data_root() / "flickr8k"
+    photos, captions = _find(root, "Flicker8k_Dataset", "Flickr8k_Dataset", "Images"), defaultdict(list)
+    for _, name, text in _token_rows(_find(root, "Flickr8k.token.txt")):
+        captions[name].append(text)
+    table = pd.read_csv(_find(root, files[kind]), sep="\t", header=None)
+    table = table[table[0] != table[1].str.split("#").str[0]]
+    rated = table.melt([0, 1], [2, 3, 4] if kind == "expert" else [2], value_name="rating")
+    texts = [captions[name][int(number)] for name, number in rated[1].str.split("#")]
+    return pd.DataFrame({"image": [photos / name for name in rated[0]], "caption": texts, "rating": rated["rating"]})
 
 
 def _find(root: Path, *names: str) -> Path:

@@ -5,6 +5,7 @@ A picture is explained as it is, without the further looks that ``encode_image``
 """
 
 import copy
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from .encoders import ImageLike
 from .model import MiniCLIP
+from .scenes import KIND
 
 STEPS = 32  # of integrated gradients
 NO_WORD = "."  # what is left of a caption of one word without its word
@@ -98,6 +100,37 @@ def randomised(model: MiniCLIP, share: float = 1.0, seed: int = 0) -> MiniCLIP:
         order = torch.randperm(parameter.numel(), generator=shuffle).to(parameter.device)
         parameter.data = parameter.data.flatten()[order].view_as(parameter)
     return model
+
+
+# Words of which any may stand for any other in a sentence, and then changes its meaning.
+ALTERNATIVES = {
+    "number": ("two", "three", "four"),
+    "colour": ("red", "blue", "green", "yellow", "white", "black", "brown", "golden", "grey", "pink", "purple"),
+    "side": ("left", "right"),
+    "subject": ("man", "woman", "boy", "girl", *(n for n, kind in KIND.items() if kind in ("animal", "person"))),
+}
+
+
+def altered(caption: str, kind: str, rng: np.random.Generator) -> str | None:
+    """Return a caption's false twin, or None where there is none: the words are alike, the meaning is not.
+
+    ``kind`` is "order" (the words shuffled), "roles" (two subjects change places), or a key of ``ALTERNATIVES``: one
+    word, drawn at random, becomes another of its kind. In the spirit of ARO (Yuksekgonul et al. 2023).
+    """
+    words = caption.rstrip(".").split()
+    group = ALTERNATIVES["subject" if kind == "roles" else kind] if kind != "order" else ()
+    places = [i for i, word in enumerate(words) if word.lower() in group]
+    if kind == "order":
+        words = [words[i] for i in rng.permutation(len(words))]
+    elif kind == "roles" and len({words[i] for i in places}) > 1:
+        i, j = places[0], next(p for p in places if words[p] != words[places[0]])
+        words[i], words[j] = words[j], words[i]
+    elif kind != "roles" and places:
+        i = rng.choice(places)
+        words[i] = str(rng.choice([word for word in group if word not in caption.lower().split()]))
+    twin = re.sub(r"\b(a)n?(?= [aeiou])", r"\1n", " ".join(words) + ".", flags=re.I)
+    twin = re.sub(r"\b(a)n(?= [^aeiou])", r"\1", twin, flags=re.I)
+    return None if twin.lower().split() == (caption.rstrip(".") + ".").lower().split() else twin
 
 
 @contextmanager

@@ -136,6 +136,26 @@ def classification(scores, labels, ks=(1, 5), n=1000, seed=0):
     }
 
 
+def alignment(image_emb, text_emb):
+    """Mean squared distance of matching pairs, (N, dim) unit vectors each: 0 is perfect (Wang & Isola 2020, eq. 1)."""
+    return float(np.mean(np.sum((_numpy(image_emb) - _numpy(text_emb)) ** 2, axis=1)))
+
+
+def uniformity(emb):
+    """Log mean Gaussian potential of all pairs of (N, dim) unit vectors, t = 2: 0 is collapsed, -4 evenly spread.
+
+    Wang & Isola 2020, eq. 2; for many dimensions the lowest value is near -4.
+    """
+    emb = _numpy(emb).astype(np.float64)
+    squared = 2 - 2 * (emb @ emb.T)[np.triu_indices(len(emb), 1)]
+    return float(np.log(np.mean(np.exp(-2 * squared))))
+
+
+def modality_gap(image_emb, text_emb):
+    """Distance between the mean image and the mean text vector, 0 to 2 (Liang et al. 2022, section 2.1)."""
+    return float(np.linalg.norm(_numpy(image_emb).mean(0) - _numpy(text_emb).mean(0)))
+
+
 def _both_ways(image_scores, caption_scores, shape, owner, block):
     """Ranks of all queries, from functions that give the score rows of some images and of some captions."""
     owner = _checked_owner(owner, *shape)

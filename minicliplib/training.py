@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from .config import Config, data_root, no_bar, set_seed, write_atomically
 from .data import CaptionedImages, load_dataset
 from .loss import contrastive_loss
-from .metrics import ranks_from_embeddings, summarise
+from .metrics import alignment, modality_gap, ranks_from_embeddings, summarise, uniformity
 from .model import MiniCLIP, load
 from .trunk import TrunkOutputs
 
@@ -341,9 +341,15 @@ def embed(model: MiniCLIP, outputs: TrunkOutputs, batch_size: int = 200) -> tupl
 
 
 def dev_recalls(model: MiniCLIP, outputs: TrunkOutputs) -> dict:
-    """Return a flat row: ``dev_mean_recall`` and the six recalls that it averages, over the whole split."""
-    scores = summarise(ranks_from_embeddings(*embed(model, outputs), outputs.data.owner), len(outputs.data))
+    """Return a flat row over the whole split: ``dev_mean_recall``, the six recalls that it averages, and the geometry.
+
+    Geometry is measured on the images and the first caption of each: alignment, uniformity and modality gap.
+    """
+    images, captions = embed(model, outputs)
+    scores = summarise(ranks_from_embeddings(images, captions, outputs.data.owner), len(outputs.data))
     row = {"dev_mean_recall": scores["mean_recall"]}
     for way, short in (("image_to_text", "i2t"), ("text_to_image", "t2i")):
         row |= {f"dev_{short}_{name}": value for name, value in scores[way].items() if name.startswith("R@")}
-    return row
+    firsts = captions[np.unique(outputs.data.owner, return_index=True)[1]]
+    row |= {"alignment": alignment(images, firsts), "modality_gap": modality_gap(images, firsts)}
+    return row | {"uniformity_image": uniformity(images), "uniformity_text": uniformity(firsts)}

@@ -244,3 +244,34 @@ def confusion(matrix, names: Sequence[str], chosen: Sequence[int]) -> Figure:
     ax.set(xlabel="guessed class", ylabel="true class")
     ax.tick_params(axis="x", rotation=50)
     return fig
+
+
+def relevance(images: Sequence, maps: Sequence[np.ndarray], titles: Sequence[str], columns: int = 4) -> Figure:
+    """Relevance maps (size, size) in [0, 1] laid over their pictures, what matters bright; None shows the picture."""
+    rows = -(-len(images) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 2.45 * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, heat, title in zip(axes.flat, images, maps, titles, strict=False):
+        picture = load_image(image, hint=224).resize((224, 224), Image.Resampling.BILINEAR)
+        ax.imshow(picture if heat is None else picture.convert("L"), cmap=None if heat is None else "gray")
+        if heat is not None:
+            drawn = ax.imshow(heat, cmap="viridis", alpha=0.6, vmin=0, vmax=1, extent=(0, 224, 224, 0))
+        ax.set_title(fill(title, 28), fontsize=8)
+    fig.colorbar(drawn, ax=axes, label="relevance (0 to 1)", shrink=0.6)
+    return fig
+
+
+def words(rows: Sequence[tuple[str, Sequence[tuple[str, float]], Sequence[tuple[str, float]]]]) -> Figure:
+    """Panels of word shares: ``(title, word_relevance, leave_one_out)`` each, as bars side by side."""
+    fig, axes = plt.subplots(1, len(rows), figsize=(3.6 * len(rows), 3.4), squeeze=False)
+    for ax, (title, shares, drops) in zip(axes.flat, rows, strict=True):
+        places = np.arange(len(shares))
+        ax.barh(places - 0.2, [value for _, value in shares], 0.4, color=BLUE, label="gradient")
+        ax.barh(places + 0.2, [value for _, value in drops], 0.4, color=ORANGE, label="left out")
+        ax.set_yticks(places, [word for word, _ in shares])
+        ax.invert_yaxis()
+        ax.axvline(0, color="black", linewidth=0.8)
+        ax.set(title=fill(title, 34), xlabel="share in the cosine")
+    axes[0, 0].legend(fontsize=8)
+    return fig
