@@ -221,3 +221,35 @@ def image_gallery(queries: Sequence[str], results: Sequence[Sequence[tuple]], ri
             hit = right is not None and right[row][column]
             _show(axes[row, column + 1], image, f"{score:.2f}" + (" ✓" if hit else ""), RIGHT if hit else None)
     return fig
+
+
+def relevance(images: Sequence, maps: Sequence[np.ndarray], titles: Sequence[str], columns: int = 4) -> Figure:
+    """Pictures, each under its map of relevance (h, w) in [0, 1]: what matters stays bright, a hue says how much."""
+    fig, axes = _grid(-(-len(images) // columns), columns, (2.2, 2.6))
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, values, title in zip(axes.flat, images, maps, titles, strict=False):
+        _show(ax, image, title)
+        grey = np.asarray(load_image(image, hint=224).resize((160, 160)).convert("L"))
+        ax.imshow(grey, cmap="gray", vmin=0, vmax=255)
+        values = np.asarray(Image.fromarray(np.float32(values)).resize((160, 160), Image.Resampling.BILINEAR))
+        drawn = ax.imshow(values, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.6 * values.clip(0, 1))
+    fig.colorbar(plt.cm.ScalarMappable(drawn.norm, drawn.cmap), ax=axes, label="relevance (0 to 1)", shrink=0.8)
+    return fig
+
+
+def words(captions: Sequence[Sequence[tuple[str, float]]], titles: Sequence[str] | None = None) -> Figure:
+    """Captions as rows of ``(word, score)``: words that speak for the picture on blue, words against it on orange."""
+    top = max([abs(score) for caption in captions for _, score in caption] + [1e-9])
+    norm, colours = plt.Normalize(-top, top), sns.diverging_palette(40, 245, s=90, l=60, as_cmap=True)
+    fig, ax = plt.subplots(figsize=(9, 0.6 + 0.42 * len(captions)))
+    ax.set(xlim=(0, 1), ylim=(len(captions), -0.5))
+    ax.axis("off")
+    for row, caption in enumerate(captions):
+        x = 0.0
+        for word, score in [*([(titles[row], 0.0)] if titles else []), *caption]:
+            box = {"facecolor": colours(norm(score)), "edgecolor": "none", "boxstyle": "round,pad=0.25"}
+            drawn = ax.text(x, row, word, fontsize=10, va="center", bbox=box)
+            x = ax.transData.inverted().transform(drawn.get_window_extent().get_points())[1, 0] + 0.014
+    fig.colorbar(plt.cm.ScalarMappable(norm, colours), ax=ax, label="share in the cosine", shrink=0.9)
+    return fig
