@@ -224,32 +224,39 @@ def image_gallery(queries: Sequence[str], results: Sequence[Sequence[tuple]], ri
 
 
 def relevance(images: Sequence, maps: Sequence[np.ndarray], titles: Sequence[str], columns: int = 4) -> Figure:
-    """Pictures, each under its map of relevance (h, w) in [0, 1]: what matters stays bright, a hue says how much."""
+    """Pictures in grey, each under its map of relevance (h, w) in [0, 1]: the more relevant, the brighter."""
     fig, axes = _grid(-(-len(images) // columns), columns, (2.2, 2.6))
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, values, title in zip(axes.flat, images, maps, titles, strict=False):
-        _show(ax, image, title)
-        grey = np.asarray(load_image(image, hint=224).resize((160, 160)).convert("L"))
-        ax.imshow(grey, cmap="gray", vmin=0, vmax=255)
-        values = np.asarray(Image.fromarray(np.float32(values)).resize((160, 160), Image.Resampling.BILINEAR))
-        drawn = ax.imshow(values, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.6 * values.clip(0, 1))
-    fig.colorbar(plt.cm.ScalarMappable(drawn.norm, drawn.cmap), ax=axes, label="relevance (0 to 1)", shrink=0.8)
+        _show(ax, load_image(image, hint=224).convert("L"), title)
+        values = Image.fromarray(np.float32(values)).resize((160, 160), Image.Resampling.BILINEAR)
+        values = np.asarray(values).clip(0, 1)
+        drawn = ax.imshow(values, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.6 * values)
+    scale = plt.cm.ScalarMappable(drawn.norm, drawn.cmap)
+    fig.colorbar(scale, ax=axes, label="relevance (0 to 1)", fraction=0.03, shrink=0.8)
     return fig
 
 
-def words(captions: Sequence[Sequence[tuple[str, float]]], titles: Sequence[str] | None = None) -> Figure:
-    """Captions as rows of ``(word, score)``: words that speak for the picture on blue, words against it on orange."""
+def words(captions: Sequence[Sequence[tuple[str, float]]], titles: Sequence[str] = (), width: int = 100) -> Figure:
+    """Captions as ``(word, score)`` in rows: on blue what speaks for the picture, on orange what speaks against it."""
     top = max([abs(score) for caption in captions for _, score in caption] + [1e-9])
-    norm, colours = plt.Normalize(-top, top), sns.diverging_palette(40, 245, s=90, l=60, as_cmap=True)
-    fig, ax = plt.subplots(figsize=(9, 0.6 + 0.42 * len(captions)))
-    ax.set(xlim=(0, 1), ylim=(len(captions), -0.5))
+    norm, colours = plt.Normalize(-top, top), sns.diverging_palette(40, 245, s=90, l=65, as_cmap=True)
+    rows = []  # (title, words)
+    for i, caption in enumerate(captions):
+        lengths = np.cumsum([len(word) + 2 for word, _ in caption])
+        for line in range(lengths[-1] // width + 1):
+            part = [pair for pair, end in zip(caption, lengths, strict=True) if end // width == line]
+            rows.append((titles[i] if titles and line == 0 else "", part))
+    fig, ax = plt.subplots(figsize=(9, 0.6 + 0.3 * len(rows)))
+    ax.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5))
     ax.axis("off")
-    for row, caption in enumerate(captions):
-        x = 0.0
-        for word, score in [*([(titles[row], 0.0)] if titles else []), *caption]:
-            box = {"facecolor": colours(norm(score)), "edgecolor": "none", "boxstyle": "round,pad=0.25"}
-            drawn = ax.text(x, row, word, fontsize=10, va="center", bbox=box)
-            x = ax.transData.inverted().transform(drawn.get_window_extent().get_points())[1, 0] + 0.014
-    fig.colorbar(plt.cm.ScalarMappable(norm, colours), ax=ax, label="share in the cosine", shrink=0.9)
+    for y, (title, part) in enumerate(rows):
+        last = ax.text(0, y, title, va="center", ha="right", fontsize=9)
+        for word, score in part:
+            box = {"facecolor": colours(norm(score)), "edgecolor": "none", "boxstyle": "round,pad=0.2"}
+            place = {"xycoords": last, "xytext": (7, 0), "textcoords": "offset points", "annotation_clip": False}
+            last = ax.annotate(word, (1, 0.5), va="center", fontsize=9, bbox=box, **place)
+    scale = plt.cm.ScalarMappable(norm, colours)
+    fig.colorbar(scale, ax=ax, label="share in the cosine", fraction=0.03, aspect=10)
     return fig
