@@ -246,19 +246,19 @@ def confusion(matrix, names: Sequence[str], chosen: Sequence[int]) -> Figure:
     return fig
 
 
-def relevance(images: Sequence, maps: Sequence[np.ndarray], titles: Sequence[str], columns: int = 4) -> Figure:
-    """Relevance maps (size, size) in [0, 1] laid over their pictures, what matters bright; None shows the picture."""
+def relevance(images: Sequence, maps: Sequence[np.ndarray | None], titles: Sequence[str], columns: int = 4) -> Figure:
+    """Pictures in grey under their maps (size, size) in [0, 1], the more relevant the brighter; None: as it is."""
     rows = -(-len(images) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 2.45 * rows), squeeze=False)
+    fig, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 2.4 * rows), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, heat, title in zip(axes.flat, images, maps, titles, strict=False):
-        picture = load_image(image, hint=224).resize((224, 224), Image.Resampling.BILINEAR)
-        ax.imshow(picture if heat is None else picture.convert("L"), cmap=None if heat is None else "gray")
+        _show(ax, image if heat is None else load_image(image, hint=224).convert("L"), title)
         if heat is not None:
-            drawn = ax.imshow(heat, cmap="viridis", alpha=0.6, vmin=0, vmax=1, extent=(0, 224, 224, 0))
-        ax.set_title(fill(title, 28), fontsize=8)
-    fig.colorbar(drawn, ax=axes, label="relevance (0 to 1)", shrink=0.6)
+            extent = (-0.5, 159.5, 159.5, -0.5)  # of the picture as drawn
+            drawn = ax.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.6 * heat, extent=extent)
+    scale = plt.cm.ScalarMappable(drawn.norm, drawn.cmap)
+    fig.colorbar(scale, ax=axes, label="relevance (0 to 1)", fraction=0.03, shrink=0.8)
     return fig
 
 
