@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+import minicliplib as mc
 from minicliplib.archives import download, fetch, unpack
-from minicliplib.data import DataError, load_dataset, load_image
+from minicliplib.data import LABELLED, DataError, load_dataset, load_image
 
 PHOTOS = {"train": "a.jpg", "dev": "b.jpg", "test": "c.jpg"}
 PHOTO_ZIP, TEXT_ZIP = "Flickr8k_Dataset.zip", "Flickr8k_text.zip"
@@ -272,3 +273,23 @@ def test_the_real_zips_give_the_official_splits(tmp_path):
         "The dogs are in the snow in front of a fence.",
     )
     assert load_image(test.images[0]).mode == "RGB"
+
+
+def test_a_zip_of_class_folders_is_unpacked_and_found(tmp_path, pairs):
+    with zipfile.ZipFile(tmp_path / "cifar10_test.zip", "w") as zipped:
+        for name in ("cat", "dog"):
+            pairs.images[0].save(tmp_path / "0.png")
+            zipped.write(tmp_path / "0.png", f"test/{name}/0.png")
+    root = mc.download("cifar10", tmp_path / "here", [tmp_path], progress=False)
+    assert mc.load_labelled("cifar10", root).classes == ["cat", "dog"]
+    assert mc.download("cifar10", root, progress=False) == root  # nothing left to do
+
+
+def test_torchvisions_failure_is_one_sentence(tmp_path, monkeypatch):
+    def refuse(root, download):
+        raise OSError("no network\nand a long story")
+
+    monkeypatch.setitem(LABELLED, "cifar10", refuse)
+    monkeypatch.delenv("MINICLIP_MIRROR", raising=False)
+    with pytest.raises(mc.DataError, match=r"could not fetch cifar10 \(no network\)"):
+        mc.download("cifar10", tmp_path)

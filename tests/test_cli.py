@@ -146,3 +146,26 @@ def test_python_dash_m(monkeypatch, capsys):
         runpy.run_module("minicliplib", run_name="__main__")
     assert stopped.value.code == 2
     assert "no download for 'imagenet'" in capsys.readouterr().err
+
+
+def test_classify_names_images_and_measures_on_class_folders(photos, tmp_path, capsys):
+    assert main(["classify", str(photos), "--labels", "a drawing,a photo of a dog", "-k", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert re.fullmatch(r".*0\.png: a (drawing|photo of a dog) \d+%, a (drawing|photo of a dog) \d+%", lines[0])
+    for name in ("beach", "room"):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        mc.load_image(photos / "0.png").save(tmp_path / "classes" / name / "0.png")
+    assert main(["classify", str(tmp_path / "classes")]) == 0
+    out = capsys.readouterr().out
+    assert "2 images, 2 classes" in out
+    assert re.search(r"top1 50\.0% \[0\.0%, 100\.0%\], chance 50\.0%", out)
+
+
+def test_classify_refuses_bad_input_in_one_line(photos, capsys):
+    assert main(["classify", str(photos)]) == 2  # no class folders in it
+    assert main(["classify", str(photos / "0.png"), "--labels", "cat,cat"]) == 2
+    assert main(["classify", str(photos / "gone.png"), "--labels", "cat,dog"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    assert "'cat' stands twice" in errors[1]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import minicliplib as mc
 from minicliplib.data import (
     ASSETS,
     DATASETS,
@@ -20,6 +21,7 @@ from minicliplib.data import (
     load_dataset,
     load_image,
 )
+from minicliplib.scenes import make_scene
 
 SPLITS = {"train": ["c.jpg", "a.jpg"], "dev": ["b.jpg"], "test": ["d.jpg", "e.jpg"]}
 RAW = ["A dog .", 'A dog that says " woof " .', "A dog , running .", "dog", "The dog 's ball ."]
@@ -433,3 +435,69 @@ def test_every_real_caption_comes_out_clean():
     assert all(captions)
     assert not [text for text in captions if "  " in text or " ." in text or " ," in text or text.count('"') % 2]
     assert [clean_caption(text) for text in captions] == captions
+
+
+# ---- images with classes, free photos, human judgements --------------------------------------------
+
+
+@pytest.mark.parametrize("inside", ["", "test", "caltech101_subset/101_ObjectCategories"])
+def test_class_folders_are_found_whatever_lies_round_them(tmp_path, pairs, inside):
+    for name, count in (("cat", 2), ("stop_sign", 1), ("BACKGROUND_Google", 1)):
+        (tmp_path / inside / name).mkdir(parents=True)
+        for i in range(count):
+            pairs.images[i].save(tmp_path / inside / name / f"{i}.png")
+    (tmp_path / inside / "cat" / "notes.txt").write_text("not an image")
+    (tmp_path / inside / "empty").mkdir()
+    data = mc.load_labelled(tmp_path)
+    assert data.classes == ["cat", "stop_sign"]
+    assert data.labels.tolist() == [0, 0, 1]
+    assert [path.name for path in data.images] == ["0.png", "1.png", "0.png"]
+    assert data.subset([2]).labels.tolist() == [1]
+
+
+def test_labelled_scenes_show_what_their_label_says():
+    data = mc.load_labelled("sample")
+    assert (len(data), len(data.classes)) == (200, 40)
+    scene = make_scene("unseen", 7)
+    assert data.classes[data.labels[7]] == scene.groups[0].name
+    assert np.bincount(data.labels).tolist() == [5] * 40
+
+
+@pytest.mark.parametrize("name", ["cifar10", "caltech101", "nowhere"])
+def test_missing_class_folders_are_named(tmp_path, name):
+    with pytest.raises(mc.DataError, match="a folder of images for each class"):
+        mc.load_labelled(name, tmp_path / "nothing" if name != "nowhere" else None)
+
+
+def test_torchvisions_cifar10_is_read(tmp_path, monkeypatch):
+    class Two:
+        def __init__(self, root, train):
+            self.data = np.zeros((2, 32, 32, 3), np.uint8)
+            self.targets, self.classes = [1, 0], ["airplane", "automobile"]
+
+    monkeypatch.setattr("minicliplib.data.CIFAR10", Two)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    data = mc.load_labelled("cifar10", tmp_path)
+    assert data.labels.tolist() == [1, 0]
+    assert data.images[0].size == (32, 32)
+
+
+def test_free_photos_come_with_captions():
+    photos = mc.load_dataset("photos")
+    assert len(photos) == 6
+    assert all(mc.load_image(path).size[0] > 100 for path in photos.images)
+    assert all(len(captions) == 1 for captions in photos.captions)
+
+
+def test_judgements_leave_out_a_photos_own_captions(tmp_path):
+    (tmp_path / "Images").mkdir()
+    rows = [f"{name}.jpg#{i}\tcaption {i} of {name}" for name in "ab" for i in range(2)]
+    (tmp_path / "Flickr8k.token.txt").write_text("\n".join(rows) + "\n")
+    (tmp_path / "ExpertAnnotations.txt").write_text("a.jpg\tb.jpg#1\t1\t2\t4\na.jpg\ta.jpg#0\t4\t4\t4\n")
+    (tmp_path / "CrowdFlowerAnnotations.txt").write_text("b.jpg\ta.jpg#0\t0.25\t1\t3\n")
+    expert, crowd = mc.load_judgements("expert", tmp_path), mc.load_judgements("crowd", tmp_path)
+    assert expert["rating"].tolist() == [1, 2, 4]
+    assert set(expert["caption"]) == {"caption 1 of b"}
+    assert crowd.iloc[0].to_dict() == {"image": tmp_path / "Images/b.jpg", "caption": "caption 0 of a", "rating": 0.25}
+    with pytest.raises(mc.DataError, match="Known: expert, crowd"):
+        mc.load_judgements("friends", tmp_path)

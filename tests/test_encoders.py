@@ -260,3 +260,16 @@ def test_an_empty_folder_is_no_encoder(tmp_path):
     for tower in (ImageEncoder, TextEncoder):
         with pytest.raises(EncoderError, match="could not be loaded"):
             tower(str(tmp_path))
+
+
+def test_a_tiny_picture_keeps_a_border_of_its_mean_colour():
+    encoder = ImageEncoder()
+    tiny = Image.new("RGB", (32, 32), (200, 100, 50))
+    tiny.paste((0, 0, 0), (8, 8, 24, 24))
+    pixels = encoder.prepare([tiny])[0] * encoder.std[0] + encoder.mean[0]
+    mean = torch.tensor(np.asarray(tiny).mean((0, 1))) / 255
+    assert pixels.shape == (3, 224, 224)
+    assert (pixels[:, 0, 0] - mean).abs().max() < 0.01  # the border
+    assert pixels[:, 112, 112].max() < 0.01  # the middle, black
+    large = tiny.resize((64, 64))
+    assert (encoder.prepare([large])[0, :, 0, 0] - (torch.tensor([200, 100, 50]) / 255 - 0.5) / 0.5).abs().max() < 0.1

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from minicliplib.metrics import bootstrap, chance, ranks, ranks_from_embeddings, recall_at_k, summarise
+from minicliplib.metrics import (
+    alignment,
+    bootstrap,
+    chance,
+    classification,
+    modality_gap,
+    ranks,
+    ranks_from_embeddings,
+    recall_at_k,
+    summarise,
+    uniformity,
+)
 
 FIVE_EACH = np.repeat(np.arange(200), 5)
 
@@ -249,3 +260,32 @@ def test_bad_embeddings_and_ks_are_named():
             recall_at_k(np.eye(2), [0, 1], ks=ks)
         with pytest.raises(ValueError, match="ks must be"):
             chance([0, 1], 2, ks=ks)
+
+
+def test_classification_by_hand():
+    scores = np.array([[0.9, 0.1, 0.0], [0.2, 0.5, 0.3], [0.4, 0.4, 0.2], [0.1, 0.2, 0.7]])
+    report = classification(scores, np.array([0, 2, 1, 2]), ks=(1, 2))
+    assert report["top1"] == 0.5  # the third is a tie, which counts against us
+    assert report["top2"] == 1.0
+    assert report["per_class"] == [1.0, 0.0, 0.5]
+    assert report["chance"] == {"top1": pytest.approx(1 / 3), "top2": pytest.approx(2 / 3)}
+    low, high = report["interval"]["top1"]
+    assert 0 <= low < 0.5 < high <= 1
+    assert np.isnan(classification(scores, np.zeros(4, int))["per_class"][1])  # a class without images
+    with pytest.raises(ValueError, match="a label each"):
+        classification(scores, np.array([0, 1]))
+
+
+def test_a_collapsed_classifier_names_nothing():
+    assert classification(np.ones((5, 4)), np.arange(5) % 4)["top1"] == 0
+
+
+def test_geometry_by_hand():
+    east, north = np.array([[1.0, 0], [1, 0]]), np.array([[0.0, 1], [0, 1]])
+    assert alignment(east, east) == 0
+    assert alignment(east, north) == pytest.approx(2)
+    assert modality_gap(east, north) == pytest.approx(2**0.5)
+    assert uniformity(east) == pytest.approx(0)  # collapsed
+    corners = np.concatenate([np.eye(3), -np.eye(3)])  # 12 pairs at squared distance 2, 3 at 4
+    assert uniformity(corners) == pytest.approx(np.log((12 * np.exp(-4) + 3 * np.exp(-8)) / 15))
+    assert uniformity(torch.tensor(corners)) == pytest.approx(uniformity(corners))

@@ -1,0 +1,76 @@
+"""Zero-shot: weights against their definition, predictions against a loop, and clear refusals."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import minicliplib as mc
+from minicliplib.zeroshot import fill, in_words, readable
+
+
+@pytest.fixture(scope="module")
+def shipped() -> mc.MiniCLIP:
+    return mc.load("flickr8k")
+
+
+@pytest.fixture(scope="module")
+def classifier(shipped) -> mc.ZeroShotClassifier:
+    return mc.ZeroShotClassifier(shipped, ["cat", "owl", "man with a camera"], ["A {}.", "a photo of a {}."])
+
+
+def test_weights_are_the_mean_of_the_prompts_and_of_unit_length(shipped, classifier):
+    assert classifier.weights.shape == (3, shipped.dim)
+    by_hand = shipped.encode_text(["An owl.", "a photo of an owl."]).mean(0)
+    assert torch.allclose(classifier.weights[1], F.normalize(by_hand, dim=0), atol=1e-5)
+    assert torch.allclose(classifier.weights.norm(dim=1), torch.ones(3), atol=1e-5)
+
+
+def test_it_names_free_photos(classifier):
+    photos = mc.load_dataset("photos")
+    names = {path.name: path for path in photos.images}
+    guesses = classifier.predict([names["chelsea.png"], names["camera.png"]], k=2)
+    assert [guess[0][0] for guess in guesses] == ["cat", "man with a camera"]
+    assert all(len(guess) == 2 and guess[0][1] > guess[1][1] > 0 for guess in guesses)
+
+
+def test_probabilities_are_the_softmax_of_scaled_cosines(shipped, classifier):
+    vectors = shipped.encode_image(mc.load_dataset("photos", limit=2).images)
+    powers = (shipped.scale().item() * vectors @ classifier.weights.T).exp()
+    assert torch.allclose(classifier.probabilities(vectors), powers / powers.sum(1, keepdim=True), atol=1e-5)
+    assert [len(row) for row in classifier.predict(vectors, k=50)] == [3, 3]  # never more than there are
+
+
+def test_calibration_takes_away_what_every_image_has(shipped):
+    vectors = shipped.encode_image(mc.load_dataset("photos").images)
+    even = mc.ZeroShotClassifier(shipped, ["cat", "dog"]).calibrate(vectors)
+    assert even.scores(vectors).mean(0).abs().max() < 1e-6
+    plain = mc.ZeroShotClassifier(shipped, ["cat", "dog"])
+    assert torch.equal(plain.scores(vectors), vectors @ plain.weights.T)
+
+
+def test_the_shipped_model_beats_chance_on_things_it_never_saw_drawn(shipped):
+    data = mc.load_labelled("sample").subset(range(80))  # two of each
+    classifier = mc.ZeroShotClassifier(shipped, data.classes, mc.SCENE_TEMPLATES)
+    scores = classifier.scores(shipped.encode_image(data.images, looks=1))
+    assert mc.classification(scores, data.labels)["top5"] > 1.3 * 5 / 40  # chance is 5 of 40
+
+
+def test_words():
+    assert fill("A {} on a {}.", "owl") == "An owl on an owl."
+    assert fill("the {}", "umbrella") == "the umbrella"
+    assert (readable("Stop_Sign"), in_words("car_side"), in_words("stop_sign")) == ("stop sign", "car", "stop sign")
+
+
+@pytest.mark.parametrize(
+    ("names", "templates", "message"),
+    [
+        ([], ["{}"], "one or more labels"),
+        (["cat", " "], ["{}"], "none of them empty"),
+        (["cat", "cat"], ["{}"], "'cat' stands twice"),
+        (["cat"], ["a photo"], "needs {}"),
+        (["cat"], [], "needs {}"),
+    ],
+)
+def test_bad_words_are_refused(shipped, names, templates, message):
+    with pytest.raises(ValueError, match=message):
+        mc.ZeroShotClassifier(shipped, names, templates)
