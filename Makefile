@@ -7,7 +7,7 @@ NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-w
 
 .PHONY: run test refresh bench data clean
 
-run: $(VENV)/.installed        ## run notebooks 01-04 on the sample into out/, and print the result
+run: $(VENV)/.installed        ## run notebooks 01-06 on the sample into out/, and print the result
 	$(BIN)/python notebooks/run.py --dataset $(DATASET)
 
 test: $(VENV)/.installed       ## style, unit tests, then every notebook against its committed outputs

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .archives import download
+from .archives import ARCHIVES, download
 from .config import PRESETS, preset
 from .data import DATASETS, image_files, load_dataset, load_labelled
 from .metrics import classification
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--split", default="test", help="split of the dataset (default: %(default)s)")
 
     sub = command("download", _download, "fetch, verify and unpack a dataset")
-    sub.add_argument("dataset", help="flickr8k")
+    sub.add_argument("dataset", help=", ".join(ARCHIVES))
     sub.add_argument("--from", dest="mirrors", action="append", metavar="MIRROR", help="a URL or folder with the zips")
 
     sub = command("train", _train, "train a model; run again to go on after an interruption")

@@ -145,22 +145,42 @@ WAYS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 def recall_bars(scores: Mapping[str, dict], intervals: dict | None = None, ks=(1, 5, 10)) -> Figure:
     """Recall@K both ways for several models side by side; ``intervals`` are those of the first."""
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
-    width = 0.8 / len(scores)
+    pool = next(iter(scores.values()))
     for ax, (way, label) in zip(axes, WAYS.items(), strict=True):
-        for i, (name, score) in enumerate(scores.items()):
-            heights = np.array([100 * score[way][f"R@{k}"] for k in ks])
-            error = None
-            if intervals and i == 0:
-                low, high = np.array([intervals[way][f"R@{k}"] for k in ks]).T * 100
-                error = [heights - low, high - heights]
-            drawn = ax.bar(np.arange(len(ks)) + i * width, heights, width, yerr=error, capsize=3, label=name)
-            ax.bar_label(drawn, fmt="%.1f", fontsize=7, padding=2)
-        ax.set_xticks(np.arange(len(ks)) + 0.4 - width / 2, [f"R@{k}" for k in ks])
-        pool = scores[next(iter(scores))]
+        ends = [intervals and intervals[way]] + [None] * len(scores)
+        rows = {name: (score[way], end) for (name, score), end in zip(scores.items(), ends, strict=False)}
+        _grouped_bars(ax, rows, [f"R@{k}" for k in ks])
         ax.set_title(f"{label} ({pool['images']:,} images, {pool['captions']:,} captions)", fontsize=9)
-    axes[0].set(ylabel="Recall (%)", ylim=(0, 109))
+    axes[0].set_ylabel("Recall (%)")
     axes[1].legend(loc="upper left", fontsize=8)
     return fig
+
+
+def accuracy_bars(reports: Mapping[str, Mapping[str, dict]]) -> Figure:
+    """Top-1 and top-5 accuracy with intervals and chance: a panel per set, its rows what ``classification`` gives."""
+    fig, axes = plt.subplots(1, len(reports), figsize=(4.5 * len(reports), 3.2), squeeze=False)
+    for ax, (name, rows) in zip(axes.flat, reports.items(), strict=True):
+        report, keys = next(iter(rows.values())), ["top1", "top5"]
+        _grouped_bars(ax, {label: (row, row["interval"]) for label, row in rows.items()}, keys)
+        for x, key in enumerate(keys):
+            label = None if x else "chance"
+            ax.hlines(100 * report["chance"][key], x - 0.3, x + 0.7, color="black", linestyle="--", label=label)
+        ax.set_title(f"{name}: {report['images']:,} images, {report['classes']} classes")
+        ax.set_ylabel("accuracy (%)")
+        ax.legend(fontsize=8, loc="upper left")
+    return fig
+
+
+def _grouped_bars(ax, rows: Mapping[str, tuple[dict, dict | None]], keys: Sequence[str]) -> None:
+    """Draw a group of bars per key, a colour per row; a row is its values and their intervals, from 0 to 1."""
+    width = 0.8 / len(rows)
+    for i, (name, (values, ends)) in enumerate(rows.items()):
+        heights = np.array([100 * values[key] for key in keys])
+        error = np.abs(100 * np.array([ends[key] for key in keys]).T - heights) if ends else None
+        drawn = ax.bar(np.arange(len(keys)) + i * width, heights, width, yerr=error, capsize=3, label=name)
+        ax.bar_label(drawn, fmt="%.1f", fontsize=7, padding=2)
+    ax.set_xticks(np.arange(len(keys)) + 0.4 - width / 2, keys)
+    ax.set_ylim(0, 109)
 
 
 def rank_histogram(ranks: Mapping[str, np.ndarray], pools: Mapping[str, int]) -> Figure:
@@ -200,35 +220,6 @@ def predictions(images: Sequence, guesses: Sequence[Sequence[tuple[str, float]]]
         for y, (name, value) in enumerate(zip(names, values, strict=True)):
             bottom.text(2, y, f"{name} {value:.0%}", va="center", fontsize=8)
         bottom.set(xlim=(0, 100), yticks=[], xticks=[0, 50, 100], xlabel="probability (%)")
-    return fig
-
-
-def accuracy_bars(reports: Mapping[str, Mapping[str, dict]]) -> Figure:
-    """Top-1 and top-5 accuracy with intervals and chance: a panel per set, its rows what ``classification`` gives."""
-    fig, axes = plt.subplots(1, len(reports), figsize=(4.2 * len(reports), 3.2), squeeze=False)
-    for ax, (name, rows) in zip(axes.flat, reports.items(), strict=True):
-        for i, (label, report) in enumerate(rows.items()):
-            places = np.arange(2) + 0.35 * i
-            heights = np.array([100 * report[k] for k in ("top1", "top5")])
-            low, high = np.array([report["interval"][k] for k in ("top1", "top5")]).T * 100
-            drawn = ax.bar(places, heights, 0.33, yerr=[heights - low, high - heights], capsize=3, label=label)
-            ax.bar_label(drawn, fmt="%.1f", fontsize=8, padding=2)
-        for x, k in enumerate(("top1", "top5")):
-            ax.hlines(
-                100 * report["chance"][k],
-                x - 0.2,
-                x + 0.55,
-                color="black",
-                linestyle="--",
-                label=None if x else "chance",
-            )
-        ax.set(
-            title=f"{name}: {report['images']:,} images, {report['classes']} classes",
-            ylabel="accuracy (%)",
-            ylim=(0, 105),
-        )
-        ax.set_xticks([0.17, 1.17], ["top-1", "top-5"])
-        ax.legend(fontsize=8, loc="upper left")
     return fig
 
 

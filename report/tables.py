@@ -16,6 +16,8 @@ PUBLISHED = {
     "FV GMM+HGLMM (Klein et al., CVPR 2015)": (31.0, 59.3, 73.7, 21.2, 50.0, 64.8),
     "2WayNet (Eisenschtat & Wolf, CVPR 2017)": (43.4, 63.2, None, 29.3, 49.7, None),
 }
+# Correlation with human judgements as quoted by Hessel et al. (EMNLP 2021): Expert tau-c, CF tau-b, times 100.
+JUDGED = {"CIDEr, with 5 reference captions": (43.9, 24.6), "CLIP-S (CLIP ViT-B/32)": (51.2, 34.4)}
 
 
 def main() -> None:
@@ -32,13 +34,53 @@ def renewed(readme: str) -> str:
 
 
 def tables() -> str:
-    """Return a table per dataset that has results, Flickr8k first."""
-    return "\n".join(table(dataset) for dataset in ("flickr8k", "sample") if source(dataset).exists())
+    """Return a retrieval table per dataset that has results, Flickr8k first, then zero-shot and human judgement."""
+    retrieval = [table(dataset) for dataset in ("flickr8k", "sample") if source(dataset).exists()]
+    more = (zero_shot, "05_zero_shot"), (human, "06_embedding")
+    return "\n".join([*retrieval, *(f() for f, topic in more if source("flickr8k", topic).exists())])
 
 
-def source(dataset: str) -> Path:
-    """Return the file of a dataset's retrieval results."""
-    return ROOT / "report" / "results" / dataset / "04_retrieval.json"
+def source(dataset: str, topic: str = "04_retrieval") -> Path:
+    """Return the file of a dataset's results."""
+    return ROOT / "report" / "results" / dataset / f"{topic}.json"
+
+
+def zero_shot() -> str:
+    """Return top-1 and top-5 of each labelled set: the part on which nothing was chosen, then all images."""
+    lines = ["| zero-shot, no label trained on | model | images | classes | top-1 | top-5 | chance |", "|---" * 7 + "|"]
+    for dataset in ("flickr8k", "sample"):
+        metrics = json.loads(source(dataset, "05_zero_shot").read_text())["metrics"]
+        for name in [key for key in ("cifar10", "caltech101", "sample") if key in metrics]:
+            title = {"sample": "unseen things of the sample", "cifar10": "CIFAR-10", "caltech101": "Caltech-101"}[name]
+            model = "trained on the sample" if dataset == "sample" else "shipped"
+            for part, report in (("test part", metrics[name]), ("all", metrics[name]["all_images"])):
+                cells = [f"**{100 * report[k]:.1f}** {interval(report['interval'][k])}" for k in ("top1", "top5")]
+                chance = " / ".join(f"{100 * report['chance'][k]:.1f}" for k in ("top1", "top5"))
+                where = f"{report['images']:,} ({part}) | {report['classes']}"
+                lines.append(f"| {title} | {model} | {where} | {' | '.join(cells)} | {chance} |")
+    return "\n".join(lines) + f"\n\n{link('flickr8k', '05_zero_shot')}, {link('sample', '05_zero_shot')}\n"
+
+
+def human() -> str:
+    """Return the correlation with people's ratings beside what Hessel et al. (2021) report."""
+    ours = json.loads(source("flickr8k", "06_embedding").read_text())["metrics"]["human"]
+    return (
+        "| agreement with people on Flickr8k | Expert, Kendall tau-c × 100 | CF, tau-b × 100 |\n|---|---|---|\n"
+        f"| **Mini-CLIP** | **{100 * ours['expert']['tau']:.1f}** | **{100 * ours['crowd']['tau']:.1f}** |\n"
+        + "".join(f"| {name} | {expert} | {crowd} |\n" for name, (expert, crowd) in JUDGED.items())
+        + f"\n{link('flickr8k', '06_embedding')}\n"
+    )
+
+
+def interval(ends: list[float]) -> str:
+    """Return a 95% interval in percent."""
+    return f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+
+
+def link(dataset: str, topic: str) -> str:
+    """Return a link to a results file."""
+    path = source(dataset, topic).relative_to(ROOT)
+    return f"[{path}]({path})"
 
 
 def table(dataset: str) -> str:
@@ -49,11 +91,7 @@ def table(dataset: str) -> str:
     rows += [row("towers as pretrained, heads untrained", metrics["untrained"]), row("chance", metrics["chance"])]
     for name, values in PUBLISHED.items() if dataset == "flickr8k" else ():
         rows.append(f"| {name} | " + " | ".join("-" if v is None else f"{v:.1f}" for v in values) + " |")
-    return (
-        HEAD.format(title=pool)
-        + "\n".join(rows)
-        + f"\n\n[{source(dataset).relative_to(ROOT)}]({source(dataset).relative_to(ROOT)})\n"
-    )
+    return HEAD.format(title=pool) + "\n".join(rows) + f"\n\n{link(dataset, '04_retrieval')}\n"
 
 
 def row(name: str, scores: dict, intervals: dict | None = None) -> str:
@@ -63,8 +101,7 @@ def row(name: str, scores: dict, intervals: dict | None = None) -> str:
         for k in ("R@1", "R@5", "R@10"):
             text = f"{100 * scores[way][k]:.1f}"
             if intervals:
-                low, high = intervals[way][k]
-                text = f"**{text}** [{100 * low:.1f}, {100 * high:.1f}]"
+                text = f"**{text}** {interval(intervals[way][k])}"
             cells.append(text)
     return f"| {name} | " + " | ".join(cells) + " |"
 
