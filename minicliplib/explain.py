@@ -37,8 +37,8 @@ def relevance_map(model: MiniCLIP, image: ImageLike, text: str) -> np.ndarray:
 
     """
     encoder = model.image_encoder
-    vector, pixels = model.encode_text(text)[0].clone(), encoder.prepare([image])
     with _still(model):
+        vector, pixels = model.encode_text(text)[0].clone(), encoder.prepare([image])
         relevance = (_rollout if isinstance(encoder.model, VisionTransformer) else _grad_cam)(model, pixels, vector)
     return (relevance / relevance.max().clamp(min=1e-12)).cpu().numpy()
 
@@ -78,7 +78,8 @@ def leave_one_out(model: MiniCLIP, image: ImageLike, text: str) -> list[tuple[st
     """Each word of a caption with the drop in cosine when it is left out; a caption of one word leaves a full stop."""
     words, vector = text.split(), _plain(model, image)
     shorter = [" ".join(words[:i] + words[i + 1 :]) or NO_WORD for i in range(len(words))]
-    cosine = (model.encode_text([text, *shorter]) @ vector).tolist()
+    with _still(model):
+        cosine = (model.encode_text([text, *shorter]) @ vector).tolist()
     return [(word, cosine[0] - without) for word, without in zip(words, cosine[1:], strict=True)]
 
 
