@@ -128,8 +128,11 @@ def altered(caption: str, kind: str, rng: np.random.Generator) -> str | None:
     elif kind != "roles" and places:
         i = rng.choice(places)
         words[i] = str(rng.choice([word for word in group if word not in caption.lower().split()]))
-    twin = re.sub(r"\b(a)n?(?= [aeiou])", r"\1n", " ".join(words) + ".", flags=re.I)
-    twin = re.sub(r"\b(a)n(?= [^aeiou])", r"\1", twin, flags=re.I)
+        words[i] = words[i].capitalize() if i == 0 else words[i]
+    twin = " ".join(words) + "."
+    if kind in ("subject", "roles"):  # no article may betray the exchange
+        twin = re.sub(r"\b(a)n?(?= [aeiou])", r"\1n", twin, flags=re.I)
+        twin = re.sub(r"\b(a)n(?= [^aeiou])", r"\1", twin, flags=re.I)
     return None if twin.lower().split() == (caption.rstrip(".") + ".").lower().split() else twin
 
 
