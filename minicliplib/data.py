@@ -115,7 +115,10 @@ def image_files(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}: name the folder that holds your images.")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    shown = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    if not shown:
+        raise DataError(f"There is no image in {folder}. Known kinds: {' '.join(sorted(EXTENSIONS))}.")
+    return shown
 
 
 def clean_caption(text: str) -> str:
@@ -178,8 +181,6 @@ def _load_photos(root: Path, split: str, limit: int | None) -> CaptionedImages:
 
 def _load_folder(root: Path, split: str, limit: int | None) -> CaptionedImages:
     images = image_files(root)
-    if not images:
-        raise DataError(f"There is no image in {root}. Known kinds: {' '.join(sorted(EXTENSIONS))}.")
     captions, table = {image.relative_to(root).as_posix(): [] for image in images}, root / "captions.csv"
     for where, name, text in _csv_rows(table) if table.exists() else ():
         if name not in captions:
