@@ -13,6 +13,7 @@ EXPECTED = [
     "03_training",
     "04_retrieval_evaluation",
     "05_zero_shot_classification",
+    "06_embedding_and_attention",
 ]
 NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in EXPECTED]
 

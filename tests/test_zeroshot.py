@@ -48,13 +48,6 @@ def test_calibration_takes_away_what_every_image_has(shipped):
     assert torch.equal(plain.scores(vectors), vectors @ plain.weights.T)
 
 
-def test_the_shipped_model_beats_chance_on_things_it_never_saw_drawn(shipped):
-    data = mc.load_labelled("sample").subset(range(80))  # two of each
-    classifier = mc.ZeroShotClassifier(shipped, data.classes, mc.SCENE_TEMPLATES)
-    scores = classifier.scores(shipped.encode_image(data.images, looks=1))
-    assert mc.classification(scores, data.labels)["top5"] > 1.3 * 5 / 40  # chance is 5 of 40
-
-
 def test_words():
     assert fill("A {} on a {}.", "owl") == "An owl on an owl."
     assert fill("the {}", "umbrella") == "the umbrella"
