@@ -29,7 +29,7 @@ def test_it_is_small_and_says_what_made_it(model):
 
 def test_it_knows_a_scene_it_has_never_seen(model):
     scenes = mc.load_dataset("sample", "test", limit=50)
-    image, text = model.encode_image(scenes.images), model.encode_text([c[1] for c in scenes.captions])
+    image, text = model.encode_image(scenes.images, looks=1), model.encode_text([c[1] for c in scenes.captions])
     assert image.shape == (50, model.dim)
     assert torch.allclose(image.norm(dim=1), torch.ones(50), atol=1e-5)
     scores = image @ text.T
