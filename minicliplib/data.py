@@ -208,8 +208,8 @@ def _load_flickr8k(root: Path, split: str, limit: int | None) -> CaptionedImages
 def load_judgements(kind: str, root: str | Path | None = None) -> pd.DataFrame:
     """Load how well people found captions to fit test photos of Flickr8k: columns image, caption, rating.
 
-    ``expert`` has three ratings a pair, 1 to 4, each a row of its own; ``crowd`` has the share of yes votes. A photo's
-    own captions are left out, as in Hessel et al. 2021, section 4 and appendix A: 3 x 5,664 and 47,109 rows.
+    ``expert`` has three ratings a pair, 1 to 4, each a row of its own; a photo's own captions are left out: 3 x 5,664
+    rows. ``crowd`` has the share of yes votes on all 47,830 pairs. Both as in the code of Hessel et al. 2021.
     """
     files = {"expert": "ExpertAnnotations.txt", "crowd": "CrowdFlowerAnnotations.txt"}
     if kind not in files:
@@ -219,7 +219,8 @@ def load_judgements(kind: str, root: str | Path | None = None) -> pd.DataFrame:
     for _, name, text in _token_rows(_find(root, "Flickr8k.token.txt")):
         captions[name].append(text)
     table = pd.read_csv(_find(root, files[kind]), sep="\t", header=None)
-    table = table[table[0] != table[1].str.split("#").str[0]]
+    if kind == "expert":
+        table = table[table[0] != table[1].str.split("#").str[0]]
     rated = table.melt([0, 1], [2, 3, 4] if kind == "expert" else [2], value_name="rating")
     texts = [captions[name][int(number)] for name, number in rated[1].str.split("#")]
     return pd.DataFrame({"image": [photos / name for name in rated[0]], "caption": texts, "rating": rated["rating"]})

@@ -489,15 +489,16 @@ def test_free_photos_come_with_captions():
     assert all(len(captions) == 1 for captions in photos.captions)
 
 
-def test_judgements_leave_out_a_photos_own_captions(tmp_path):
+def test_expert_judgements_leave_out_a_photos_own_captions(tmp_path):
     (tmp_path / "Images").mkdir()
     rows = [f"{name}.jpg#{i}\tcaption {i} of {name}" for name in "ab" for i in range(2)]
     (tmp_path / "Flickr8k.token.txt").write_text("\n".join(rows) + "\n")
     (tmp_path / "ExpertAnnotations.txt").write_text("a.jpg\tb.jpg#1\t1\t2\t4\na.jpg\ta.jpg#0\t4\t4\t4\n")
-    (tmp_path / "CrowdFlowerAnnotations.txt").write_text("b.jpg\ta.jpg#0\t0.25\t1\t3\n")
+    (tmp_path / "CrowdFlowerAnnotations.txt").write_text("b.jpg\ta.jpg#0\t0.25\t1\t3\nb.jpg\tb.jpg#0\t1.0\t3\t0\n")
     expert, crowd = mc.load_judgements("expert", tmp_path), mc.load_judgements("crowd", tmp_path)
     assert expert["rating"].tolist() == [1, 2, 4]
     assert set(expert["caption"]) == {"caption 1 of b"}
+    assert crowd["rating"].tolist() == [0.25, 1.0]
     assert crowd.iloc[0].to_dict() == {"image": tmp_path / "Images/b.jpg", "caption": "caption 0 of a", "rating": 0.25}
     with pytest.raises(mc.DataError, match="Known: expert, crowd"):
         mc.load_judgements("friends", tmp_path)
