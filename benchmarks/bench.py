@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 import minicliplib as mc
-from minicliplib.data import DataError
+from minicliplib.images import DataError
 from minicliplib.training import Learner
 from minicliplib.trunk import TrunkOutputs
 

@@ -1,23 +1,21 @@
 """Mini-CLIP: a miniature CLIP that trains on a laptop CPU, retrieves both ways and can be rerun by anyone.
 
-Data flows one way: config -> scenes, data -> encoders -> model -> trunk, loss, metrics -> training -> retrieval,
-zeroshot, explain -> visualize -> command line and notebooks.
+Data flows one way: config -> images, scenes, data -> encoders -> model -> trunk, loss, metrics -> training ->
+retrieval, zeroshot, explain -> visualize, demo -> command line and notebooks.
 """
 
 from .archives import download
 from .config import PRESETS, Config, output_root, preset, save_result, set_seed
 from .data import (
     CaptionedImages,
-    DataError,
     LabelledImages,
-    image_files,
     load_dataset,
-    load_image,
     load_judgements,
     load_labelled,
 )
 from .encoders import EncoderError
 from .explain import altered, leave_one_out, randomised, relevance_map, word_relevance
+from .images import DataError, image_files, load_image
 from .loss import contrastive_loss
 from .metrics import (
     alignment,

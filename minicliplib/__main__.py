@@ -1,8 +1,10 @@
-"""Command line: ``miniclip download | train | evaluate | search | classify`` (also ``python -m minicliplib``)."""
+"""Command line: ``miniclip download | train | evaluate | search | classify | demo``, or ``python -m minicliplib``."""
 
 import argparse
 import json
+import signal
 import sys
+import threading
 from itertools import chain
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pandas as pd
 
 from .archives import ARCHIVES, download
 from .config import PRESETS, preset
-from .data import DATASETS, image_files, load_dataset, load_labelled
+from .data import DATASETS, load_dataset, load_labelled
+from .images import image_files
 from .metrics import classification
 from .model import load
 from .retrieval import Index, evaluate
@@ -102,8 +105,25 @@ def _classify_labelled(data, model, templates) -> None:
     print(pd.Series(report["per_class"], data.classes, name="top1").sort_values().map("{:.0%}".format).to_string())
 
 
+def _demo(options) -> None:
+    try:
+        from .demo import Demo, Server, collection
+    except ModuleNotFoundError as error:
+        raise ValueError(f"The demo needs {error.name}: pip install 'minicliplib[demo]'") from error
+    data = (
+        load_dataset("folder", root=options.images) if options.images else collection(options.data, root=options.root)
+    )
+    demo = Demo(load(options.checkpoint), data, progress=True)
+    for fault in demo.faults:
+        print(f"left out: {fault}", file=sys.stderr)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as cleanly as Ctrl-C
+    with Server(demo, options.host, options.port) as server:
+        print(f"{len(demo.index):,} images ({demo.data.name}). Open {server.url} (Ctrl-C stops it)", flush=True)
+        threading.Event().wait()
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="miniclip", description=__doc__.split("(")[0])
+    parser = argparse.ArgumentParser(prog="miniclip", description=__doc__.split(", or")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run, text: str) -> argparse.ArgumentParser:
@@ -152,6 +172,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--template", action="append", metavar="TEXT", help="a prompt, e.g. 'a photo of a {}.'")
     sub.add_argument("--checkpoint", default="flickr8k", help="a shipped name, folder or hub id (default: %(default)s)")
     sub.add_argument("-k", type=int, default=3, help="how many labels an image (default: %(default)s)")
+
+    sub = command("demo", _demo, "serve a page to play with: images for sentences, captions and names for images")
+    sub.add_argument("--images", metavar="FOLDER", help="your own images, indexed once (the index goes to the cache)")
+    text = "or a dataset, or several joined by + (default: flickr8k if it is there, else photos+sample)"
+    sub.add_argument("--data", metavar="NAME", help=text)
+    sub.add_argument("--checkpoint", default="flickr8k", help="a shipped name, folder or hub id (default: %(default)s)")
+    sub.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other computers in (default: %(default)s)")
+    sub.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     return parser
 
 

@@ -11,7 +11,8 @@ import requests
 from tqdm.auto import tqdm
 
 from .config import data_root, no_bar
-from .data import DATASETS, LABELLED, DataError, load_dataset, load_labelled
+from .data import DATASETS, LABELLED, load_dataset, load_labelled
+from .images import DataError
 
 ARCHIVES = {
     "flickr8k": ("Flickr8k_Dataset.zip", "Flickr8k_text.zip"),

@@ -19,7 +19,7 @@ import torch
 class DataConfig:
     """Which image-caption pairs."""
 
-    name: str = "sample"
+    name: str = "sample"  # several may be joined: "flickr8k+sample"
     root: str | Path | None = None  # None: data_root() / name
     limit: int | None = None  # use only the first so many images of each split
 
@@ -129,17 +129,19 @@ def _flatten(tree: dict) -> dict:
     return flat
 
 
+_FLICKR8K = Config(
+    data=DataConfig("flickr8k"),
+    encoders=EncoderConfig(image_trainable=6, text_trainable=2, looks=4),
+    heads=HeadConfig(dim=512),
+    loss=LossConfig("multi_positive", captions_per_image=2),
+    train=TrainConfig(
+        epochs=16, batch_size=256, average=0.98, views=6, map_crop=0.86, word_dropout=0.1, tower_dropout=0.1
+    ),
+)
 PRESETS = {
     "sample": Config(),
-    "flickr8k": Config(
-        data=DataConfig("flickr8k"),
-        encoders=EncoderConfig(image_trainable=6, text_trainable=2, looks=4),
-        heads=HeadConfig(dim=512),
-        loss=LossConfig("multi_positive", captions_per_image=2),
-        train=TrainConfig(
-            epochs=16, batch_size=256, average=0.98, views=6, map_crop=0.86, word_dropout=0.1, tower_dropout=0.1
-        ),
-    ),
+    "flickr8k": _FLICKR8K,
+    "mixed": _FLICKR8K.updated(**{"data.name": "flickr8k+sample"}),  # for the demo, which shows photos and scenes
 }
 
 

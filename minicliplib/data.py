@@ -14,19 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision.datasets import CIFAR10, Caltech101
 
 from .config import data_root
+from .images import EXTENSIONS, DataError, image_files, readable
 from .scenes import SIZES, UNSEEN, make_scene
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
 GET_FLICKR8K = "Get a whole copy with: miniclip download flickr8k"
 ASSETS = Path(__file__).parent / "assets"
-
-
-class DataError(ValueError):
-    """A dataset, caption file or image is missing or damaged; the message names it and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,14 @@ def load_dataset(
 
     An unreadable image raises a ``DataError`` when it is used. With ``on_bad="skip"`` each image is decoded
     now, which takes time, and unreadable ones are left out with a warning that names them.
+
+    Names joined by ``+`` give the datasets one after another, at most ``limit`` images of each, as ``root/name``.
     """
+    if "+" in name:
+        places = {part: Path(root) / part if root else None for part in name.split("+")}
+        parts = [load_dataset(part, split, place, limit, on_bad) for part, place in places.items()]
+        images, captions = [i for part in parts for i in part.images], [c for part in parts for c in part.captions]
+        return CaptionedImages(name, split, images, captions)
     if name not in DATASETS:
         raise DataError(f"Unknown dataset {name!r}. Known: {', '.join(DATASETS)}.")
     source = DATASETS[name]
@@ -79,46 +82,7 @@ def load_dataset(
     return _without_unreadable(data) if on_bad == "skip" else data
 
 
-# ---- one image, one caption ------------------------------------------------------------------------
-
-
-def load_image(source: str | Path | Image.Image, hint: int | None = None) -> Image.Image:
-    """Return an image file or a picture in RGB, upright, on white where it was transparent.
-
-    With ``hint`` a large JPEG is decoded at a fraction of its size, several times faster; its shorter side
-    stays at least ``hint`` pixels.
-    """
-    try:
-        if isinstance(source, Image.Image):
-            return _to_rgb(source)
-        with Image.open(source) as image:
-            if hint:
-                image.draft("RGB", (hint, hint))
-            return _to_rgb(image)
-    except Exception as error:  # Pillow's decoders raise a dozen kinds, from OSError to struct.error
-        raise DataError(f"Cannot read the image {source} ({error}): replace it or leave it out.") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255, not scale
-        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def image_files(folder: str | Path) -> list[Path]:
-    """Return all image files in a folder and its subfolders, sorted; hidden ones are left out."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"There is no folder {folder}: name the folder that holds your images.")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    shown = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    if not shown:
-        raise DataError(f"There is no image in {folder}. Known kinds: {' '.join(sorted(EXTENSIONS))}.")
-    return shown
+# ---- captions --------------------------------------------------------------------------------------
 
 
 def clean_caption(text: str) -> str:
@@ -140,15 +104,9 @@ def _caption(text: str | None, where: str) -> str:
 
 
 def _without_unreadable(data: CaptionedImages) -> CaptionedImages:
-    good, faults = [], []
-    for i, image in enumerate(data.images):
-        try:
-            load_image(image, hint=1)  # the whole file is read, but decoded small
-            good.append(i)
-        except DataError as error:
-            faults.append(f"\n  {error}")
+    good, faults = readable(data.images)
     if faults:
-        message = f"Left out {len(faults)} of {len(data)} images of {data.name!r}:{''.join(faults)}"
+        message = "\n  ".join([f"Left out {len(faults)} of {len(data)} images of {data.name!r}:", *faults])
         warnings.warn(message, stacklevel=3)
     return data.subset(good)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from .data import load_image
+from .images import load_image
 
 # Any other timm or transformers name, or a local folder in the hub's format, works too.
 IMAGE_ENCODERS = {

@@ -12,10 +12,13 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib import colormaps
+from PIL import Image
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from .encoders import ImageLike
+from .images import load_image
 from .model import MiniCLIP
 from .scenes import KIND
 
@@ -41,6 +44,16 @@ def relevance_map(model: MiniCLIP, image: ImageLike, text: str) -> np.ndarray:
         vector, pixels = model.encode_text(text)[0].clone(), encoder.prepare([image])
         relevance = (_rollout if isinstance(encoder.model, VisionTransformer) else _grad_cam)(model, pixels, vector)
     return (relevance / relevance.max().clamp(min=1e-12)).cpu().numpy()
+
+
+def overlay(image, heat: np.ndarray, hint: int = 224) -> Image.Image:
+    """A picture in grey under its map (size, size) in [0, 1], the more relevant the brighter."""
+    grey = load_image(image, hint).convert("L").convert("RGB")
+    heat = np.asarray(Image.fromarray(heat).resize(grey.size, Image.Resampling.BILINEAR))[..., None]
+    weight = 0.15 + 0.6 * heat
+    return Image.fromarray(
+        (weight * 255 * colormaps["inferno"](heat[..., 0])[..., :3] + (1 - weight) * np.asarray(grey)).astype(np.uint8)
+    )
 
 
 def word_relevance(model: MiniCLIP, image: ImageLike, text: str) -> list[tuple[str, float]]:

@@ -1,10 +1,12 @@
 """Mini-CLIP: two towers, two projection heads and a logit scale (Radford et al. 2021, figure 3)."""
 
+import hashlib
 import json
 import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -140,6 +142,13 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
                 shapes = f"{tuple(tensor.shape)}, the model wants {tuple(own[name].shape)}"
                 raise CheckpointError(f"The checkpoint does not fit its config: {name!r} is {shapes}.")
             own[name].copy_(tensor)
+
+    def fingerprint(self) -> str:
+        """Return eight hex digits that tell models apart whose vectors differ."""
+        content = hashlib.sha256(json.dumps(asdict(self.config.encoders)).encode())
+        for tensor in self.learned_state().values():
+            content.update(tensor.cpu().numpy().tobytes())
+        return content.hexdigest()[:8]
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> Path:
         """Write the checkpoint to a folder, in half precision; a kill never leaves half a checkpoint."""

@@ -16,8 +16,10 @@ from typing import Self
 import numpy as np
 import torch
 from PIL import Image
+from tqdm.auto import tqdm
 
-from .config import write_atomically
+from .config import no_bar, write_atomically
+from .images import DataError, identity, readable
 from .metrics import bootstrap, chance, ranks_from_embeddings, summarise
 
 SCORES_AT_A_TIME = 2**23
@@ -183,6 +185,44 @@ def _to_json(value):
 
 def _from_json(value):
     return Path(value["$path"]) if value.keys() == {"$path"} else value
+
+
+def stored_index(model, images, captions, folder: str | Path, progress=False, **options) -> tuple[Index, list[str]]:
+    """Index images and captions, kept in `folder` from call to call: only what is new or changed is embedded.
+
+    In the index an image goes by its position in `images`, and one that cannot be read is left out: a sentence on each
+    of those is returned, too. The options go to `encode_image`. Saves as it goes: an interruption loses half a minute.
+    """
+    position = {_identity(image): i for i, image in enumerate(images)}
+    old, index, faults = Index(), Index(model), []
+    with contextlib.suppress(ValueError):  # there is none yet, or not a whole one
+        old = Index.load(folder)
+    for kind, wanted in (("images", position), ("captions", dict.fromkeys(captions))):
+        rows = [row for row, name in enumerate(old.names[kind]) if name in wanted]
+        if rows:
+            index.add_vectors(kind, old.vectors[kind][rows], [old.names[kind][row] for row in rows])
+    index.add_captions(captions)
+    known, saved = set(index.names["images"]), time.monotonic()
+    new = [name for name in position if name not in known]
+    for start in tqdm(range(0, len(new), 32), "images", disable=no_bar(progress)):
+        batch = new[start : start + 32]
+        try:
+            index.add_images([images[position[name]] for name in batch], batch, **options)
+        except DataError:
+            good, bad = readable([images[position[name]] for name in batch])
+            index.add_images([images[position[batch[i]]] for i in good], [batch[i] for i in good], **options)
+            faults += bad
+        if time.monotonic() - saved > 30:
+            index.save(folder)
+            saved = time.monotonic()
+    if index.names != old.names:
+        index.save(folder)
+    index.names["images"] = [position[name] for name in index.names["images"]]
+    return index, faults
+
+
+def _identity(image):
+    return f"{Path(image).resolve().parent} {identity(image)}" if isinstance(image, Path) else identity(image)
 
 
 def evaluate(model, data, progress: bool = False) -> dict:

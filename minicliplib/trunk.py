@@ -1,7 +1,6 @@
 """What the frozen trunks give, computed once: the hidden states at which the trainable tops begin."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from tqdm.auto import tqdm
 
 from .config import data_root, no_bar, write_atomically
 from .data import CaptionedImages
+from .images import identity
 from .model import MiniCLIP
 
 IN_MEMORY = 2 * 2**30  # bytes for all views of a dataset; beyond that they stay on disk, memory-mapped
@@ -69,8 +69,8 @@ class TrunkOutputs:
         setting = [encoders.image, self.model.image_encoder.frozen]
         if items is self.captions:
             setting = [encoders.text, self.model.text_encoder.frozen, encoders.max_tokens]
-        identity = "\n".join(map(str, [*setting, self._dtype, *map(_identity, items)]))
-        key = hashlib.sha256(identity.encode()).hexdigest()[:12]
+        content = "\n".join(map(str, [*setting, self._dtype, *map(identity, items)]))
+        key = hashlib.sha256(content.encode()).hexdigest()[:12]
         path = data_root() / "cache" / f"{self.data.name}-{self.data.split}-{kind}-{key}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):  # two notebooks may want the same at once
@@ -111,9 +111,3 @@ class TrunkOutputs:
     def _by_length(self) -> list[np.ndarray]:
         order = np.argsort([len(text) for text in self.captions], kind="stable")  # little padding
         return [order[i : i + 128] for i in range(0, len(order), 128)]
-
-
-def _identity(item) -> str:
-    if isinstance(item, Path):
-        return f"{item.name} {os.stat(item).st_size} {os.stat(item).st_mtime_ns}"
-    return item if isinstance(item, str) else hashlib.sha256(item.tobytes()).hexdigest()

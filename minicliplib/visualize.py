@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .config import data_root, output_root
-from .data import load_image
+from .explain import overlay
+from .images import load_image
 
 BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY = sns.color_palette("colorblind", 8)
 RIGHT, WRONG = GREEN, RED  # frames of retrieved items
@@ -238,17 +239,14 @@ def confusion(matrix, names: Sequence[str], chosen: Sequence[int]) -> Figure:
 
 
 def relevance(images: Sequence, maps: Sequence[np.ndarray | None], titles: Sequence[str], columns: int = 4) -> Figure:
-    """Pictures in grey under their maps (size, size) in [0, 1], the more relevant the brighter; None: as it is."""
+    """Pictures under their maps as in ``overlay``; where a map is None, the picture as it is."""
     rows = -(-len(images) // columns)
     fig, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 2.4 * rows), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, heat, title in zip(axes.flat, images, maps, titles, strict=False):
-        _show(ax, image if heat is None else load_image(image, hint=224).convert("L"), title)
-        if heat is not None:
-            extent = (-0.5, 159.5, 159.5, -0.5)  # of the picture as drawn
-            drawn = ax.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.6 * heat, extent=extent)
-    scale = plt.cm.ScalarMappable(drawn.norm, drawn.cmap)
+        _show(ax, image if heat is None else overlay(image, heat), title)
+    scale = plt.cm.ScalarMappable(plt.Normalize(0, 1), "inferno")
     fig.colorbar(scale, ax=axes, label="relevance (0 to 1)", fraction=0.03, shrink=0.8)
     return fig
 

@@ -13,7 +13,8 @@ import pytest
 
 import minicliplib as mc
 from minicliplib.archives import download, fetch, unpack
-from minicliplib.data import LABELLED, DataError, load_dataset, load_image
+from minicliplib.data import LABELLED, load_dataset
+from minicliplib.images import DataError, load_image
 
 PHOTOS = {"train": "a.jpg", "dev": "b.jpg", "test": "c.jpg"}
 PHOTO_ZIP, TEXT_ZIP = "Flickr8k_Dataset.zip", "Flickr8k_text.zip"

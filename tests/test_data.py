@@ -11,16 +11,8 @@ import pytest
 from PIL import Image
 
 import minicliplib as mc
-from minicliplib.data import (
-    ASSETS,
-    DATASETS,
-    CaptionedImages,
-    DataError,
-    clean_caption,
-    image_files,
-    load_dataset,
-    load_image,
-)
+from minicliplib.data import ASSETS, DATASETS, CaptionedImages, clean_caption, load_dataset
+from minicliplib.images import DataError, image_files, load_image
 from minicliplib.scenes import make_scene
 
 SPLITS = {"train": ["c.jpg", "a.jpg"], "dev": ["b.jpg"], "test": ["d.jpg", "e.jpg"]}
@@ -502,3 +494,16 @@ def test_expert_judgements_leave_out_a_photos_own_captions(tmp_path):
     assert crowd.iloc[0].to_dict() == {"image": tmp_path / "Images/b.jpg", "caption": "caption 0 of a", "rating": 0.25}
     with pytest.raises(mc.DataError, match="Known: expert, crowd"):
         mc.load_judgements("friends", tmp_path)
+
+
+def test_datasets_are_joined_by_a_plus(tmp_path):
+    joined = load_dataset("photos+sample", "test", limit=3)
+    parts = [load_dataset(name, "test", limit=3) for name in ("photos", "sample")]
+    assert joined.name == "photos+sample"
+    assert joined.captions == parts[0].captions + parts[1].captions
+    assert joined.images[:3] == parts[0].images
+    assert [i.tobytes() for i in joined.images[3:]] == [i.tobytes() for i in parts[1].images]
+    with pytest.raises(DataError, match="Unknown dataset 'imagenet'"):
+        load_dataset("sample+imagenet")
+    with pytest.raises(DataError, match=str(tmp_path / "flickr8k")):
+        load_dataset("sample+flickr8k", root=tmp_path)
