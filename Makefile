@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 DATASET ?= sample
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: run test refresh bench data clean
+.PHONY: run test demo refresh screenshots bench data clean
 
-run: $(VENV)/.installed        ## run notebooks 01-06 on the sample into out/, and print the result
+run: $(VENV)/.installed        ## run notebooks 01-07 on the sample into out/, and print the result
 	$(BIN)/python notebooks/run.py --dataset $(DATASET)
 
 test: $(VENV)/.installed       ## style, unit tests, then every notebook against its committed outputs
@@ -17,8 +17,14 @@ test: $(VENV)/.installed       ## style, unit tests, then every notebook against
 	TQDM_DISABLE=1 OMP_NUM_THREADS=1 MINICLIP_OUT=$$(mktemp -d) \
 		$(BIN)/python -m pytest -n 2 --dist loadscope $(NBVAL) notebooks
 
+demo: $(VENV)/.installed       ## serve the page to play with; IMAGES=FOLDER searches your own
+	$(BIN)/miniclip demo $(if $(IMAGES),--images "$(IMAGES)")
+
 refresh: $(VENV)/.installed    ## rerun the notebooks and renew what is committed: outputs, figures, results
 	$(BIN)/python notebooks/run.py --dataset $(DATASET) --refresh
+
+screenshots: $(VENV)/.installed ## photograph the demo into figures/demo (needs Chromium)
+	$(BIN)/python report/screenshots.py
 
 bench: $(VENV)/.installed      ## print the measured speeds, costs and scores
 	$(BIN)/python benchmarks/bench.py

@@ -177,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--images", metavar="FOLDER", help="your own images, indexed once (the index goes to the cache)")
     text = "or a dataset, or several joined by + (default: flickr8k if it is there, else photos+sample)"
     sub.add_argument("--data", metavar="NAME", help=text)
-    sub.add_argument("--checkpoint", default="flickr8k", help="a shipped name, folder or hub id (default: %(default)s)")
+    sub.add_argument("--checkpoint", default="mixed", help="a shipped name, folder or hub id (default: %(default)s)")
     sub.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other computers in (default: %(default)s)")
     sub.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     return parser

@@ -33,11 +33,11 @@ from .zeroshot import PHOTO_TEMPLATES, ZeroShotClassifier
 FREE = "photos+sample"  # needs no download, and may be shown to anyone
 FREE_LIMIT = 120  # of each: enough to play with, and embedded in seconds
 QUERIES = (
-    "A cup of coffee on a table.",
     "A cat looks at the camera.",
-    "Two dogs are playing in the snow.",
-    "A person rides a bike on a street.",
-    "Children on a beach.",
+    "Two dogs play in the snow.",
+    "A surfer on a beach.",
+    "Two rockets on a street.",
+    "A person with a ball.",
 )
 LABELS = "cat, dog, bird, person, astronaut, rocket, cup of coffee, clock, camera, bicycle, car, tree"
 LOOKS = 1  # at a picture; the four of the shipped model find a little better and take four times as long
@@ -57,22 +57,21 @@ def collection(name: str | None = None, split: str = "test", root: str | Path | 
 class Demo:
     """A model and a collection, searched: each method returns what to show and a sentence on how it was chosen.
 
-    Where an image is wanted, its row in the collection will do, too. Files are embedded once and then kept under
-    ``data_root()/cache``; ``faults`` has a sentence on each that cannot be read. Where no image has a caption, those
-    of the free pictures are what to choose from. Bad input raises ValueError with one sentence.
+    Where an image is wanted, its row in the collection will do, too. Images are embedded once and the vectors kept
+    under ``data_root()/cache``, by the collection's name and ``root``, where it lies; ``faults`` has a sentence on each
+    that cannot be read. Where no image has a caption, those of the free pictures are what to choose from. Bad input
+    raises ValueError with one sentence.
     """
 
-    def __init__(self, model: MiniCLIP, data: CaptionedImages, progress: bool = False):
-        self.model, self.data, self.faults = model, data, []
+    def __init__(self, model: MiniCLIP, data: CaptionedImages, root: str | Path = "", progress: bool = False):
         captions = data.flat_captions or load_dataset(FREE, "test", limit=FREE_LIMIT).flat_captions
-        places = [str(image.resolve().parent) for image in data.images if isinstance(image, Path)]
-        place = os.path.commonpath(places) if places else ""
+        place = Path(root).resolve() if root else data.name
         key = hashlib.sha256(f"{place} {model.fingerprint()} {LOOKS}".encode()).hexdigest()[:12]
         folder = data_root() / "cache" / f"index-{data.name}-{key}"
         self.index, self.faults = stored_index(model, data.images, captions, folder, progress, looks=LOOKS)
         if not len(self.index):
             raise DataError(f"No image in {place} can be read, of {len(data)}. The first: {self.faults[0]}")
-        self.data = data.subset(self.index.names["images"])
+        self.model, self.data = model, data.subset(self.index.names["images"])
 
     def find_images(self, query: str, k: int = 8, why: bool = False) -> tuple[list[tuple[Image.Image, str]], str]:
         """Rank the images for a sentence: (picture, score and name) each; with ``why`` under their relevance maps."""
@@ -148,12 +147,9 @@ class Demo:
         return picture
 
     def _account(self, start: float, k: int, size: int, kind: str, query: str = "") -> str:
-        encoder, cut = self.model.text_encoder, ""
-        if (
-            len(encoder.tokenizer(query, truncation=True, max_length=encoder.max_tokens + 1)["input_ids"])
-            > encoder.max_tokens
-        ):
-            cut = f" The sentence is long: only its first {encoder.max_tokens} word pieces were read."
+        encoder, most = self.model.text_encoder, self.model.text_encoder.max_tokens
+        pieces = encoder.tokenizer(query, truncation=True, max_length=most + 1)["input_ids"]
+        cut = f" The sentence is long: only its first {most} word pieces were read." if len(pieces) > most else ""
         return f"The best {k} of {size:,} {kind}, in {time.perf_counter() - start:.2f} s.{cut}"
 
 

@@ -12,7 +12,7 @@ import minicliplib as mc
 from minicliplib.demo import FREE, Demo, Server, collection
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-expect.set_options(timeout=15_000)
+expect.set_options(timeout=30_000)
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 
 
@@ -27,7 +27,7 @@ def browser(url: str) -> Iterator[tuple[Page, list[str]]]:
         outside.append(route.request.url)
         return route.abort()
 
-    options = {"executable_path": CHROMIUM, "args": FLAGS, "viewport": {"width": 1100, "height": 800}}
+    options = {"executable_path": CHROMIUM, "args": FLAGS, "viewport": {"width": 1100, "height": 1000}}
     with (
         tempfile.TemporaryDirectory() as profile,
         sync_playwright() as playwright,
@@ -54,7 +54,7 @@ def main() -> None:
     """Serve the demo, use each tab as a visitor would, and keep a picture of it."""
     folder = mc.output_root() / "figures" / "demo"
     folder.mkdir(parents=True, exist_ok=True)
-    with Server(Demo(mc.load("flickr8k"), collection(FREE))) as server, browser(server.url) as (page, _):
+    with Server(Demo(mc.load("mixed"), collection(FREE))) as server, browser(server.url) as (page, _):
 
         def photograph(name: str) -> None:
             page.mouse.move(0, 0)
@@ -64,7 +64,7 @@ def main() -> None:
                 picture.convert("RGB").quantize(200).save(folder / f"{name}.png", optimize=True)
 
         panel = tab(page, "Find images")
-        panel.get_by_label("A sentence").fill("A cup of coffee on a wooden table.")
+        panel.get_by_label("A sentence").fill("A cat looks at the camera.")
         panel.get_by_label("Show why").check()
         panel.get_by_role("button", name="Find").click()
         expect(account(panel)).to_contain_text("images, in")

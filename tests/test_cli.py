@@ -118,7 +118,7 @@ def test_a_wrong_input_is_one_line_and_status_2(arguments, message, run, photos,
     assert "Traceback" not in out + error
 
 
-@pytest.mark.parametrize("command", ["", "download", "train", "evaluate", "search"])
+@pytest.mark.parametrize("command", ["", "download", "train", "evaluate", "search", "classify", "demo"])
 def test_help_reads_well(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command.split(), "--help"])

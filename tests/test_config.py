@@ -75,7 +75,11 @@ def test_the_digest_names_the_settings_and_not_the_place():
 
 
 def test_presets():
-    assert all(mc.preset(name).data.name == name for name in mc.PRESETS)
+    assert {name: mc.preset(name).data.name for name in mc.PRESETS} == {
+        "sample": "sample",
+        "flickr8k": "flickr8k",
+        "mixed": "flickr8k+sample",
+    }
     with pytest.raises(ValueError, match=r"Unknown preset 'imagenet'. Known: sample, flickr8k"):
         mc.preset("imagenet")
 

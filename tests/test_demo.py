@@ -20,7 +20,7 @@ CAT, COFFEE = 2, 4  # rows of the free photos
 
 @pytest.fixture(scope="module")
 def model():
-    return mc.load("flickr8k")
+    return mc.load("mixed")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def embedded(model, monkeypatch):
 
 
 def opened(model, folder):
-    return demo.Demo(model, mc.load_dataset("folder", root=folder))
+    return demo.Demo(model, mc.load_dataset("folder", root=folder), folder)
 
 
 def test_images_are_ranked_as_the_vectors_say(model, shown):

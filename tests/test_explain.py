@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import spearmanr
 
 import minicliplib as mc
@@ -200,11 +201,22 @@ def test_what_cannot_be_explained_is_a_clear_error(shipped, named, tmp_path):
             explain(shipped, tmp_path / "bad.jpg", "a dog")
 
 
+def test_an_overlay_is_grey_where_nothing_is_relevant_and_brightest_at_the_peak():
+    heat = np.zeros((8, 8), np.float32)
+    heat[2, 5] = 1
+    picture = np.asarray(mc.explain.overlay(Image.new("RGB", (80, 40), (100, 150, 120)), heat)).astype(int)
+    assert picture.shape == (40, 80, 3)
+    assert np.ptp(picture[30, 10]) <= 2  # 85% of its grey, 15% of black
+    assert (picture[30, 10] < 150).all()
+    peak = np.unravel_index(picture.sum(-1).argmax(), (40, 80))
+    assert (abs(np.array(peak) - [12, 55]) <= [4, 8]).all()
+
+
 def test_figures(named, maps):
     fig = visualize.relevance([picture for picture, _, _ in named[:2]], [maps[0], None], ["a", "b"], columns=2)
     assert fig.axes[-1].get_ylabel() == "relevance (0 to 1)"
-    assert [len(ax.images) for ax in fig.axes[:2]] == [2, 1]
-    assert np.array_equal(fig.axes[0].images[1].get_array(), maps[0])
+    left, right = (ax.images[0].get_array() for ax in fig.axes[:2])
+    assert not np.array_equal(left, right)
     fig = visualize.words([("right", [("good", 0.2), ("bad", -0.1)], [("good", 0.1), ("bad", 0.3)])])
     assert [bar.get_width() for bar in fig.axes[0].patches] == [0.2, -0.1, 0.1, 0.3]
     assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == ["good", "bad"]

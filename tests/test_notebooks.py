@@ -14,6 +14,7 @@ EXPECTED = [
     "04_retrieval_evaluation",
     "05_zero_shot_classification",
     "06_embedding_and_attention",
+    "07_interactive_demo",
 ]
 NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in EXPECTED]
 

@@ -1,4 +1,4 @@
-"""The checkpoint that comes with the package: it loads, and repeats its committed numbers."""
+"""The checkpoints that come with the package: they load, and repeat their committed numbers."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import minicliplib as mc
 from minicliplib.archives import ARCHIVES, unpack
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIPPED = ROOT / "minicliplib" / "assets" / "checkpoints" / "flickr8k"
+SHIPPED = ROOT / "minicliplib" / "assets" / "checkpoints"
 ZIPS = Path(os.environ.get("MINICLIP_DATA", ROOT.parent / "shared" / "datasets")) / "flickr8k"
 
 
@@ -20,11 +20,21 @@ def model() -> mc.MiniCLIP:
     return mc.load("flickr8k")
 
 
-def test_it_is_small_and_says_what_made_it(model):
-    assert sum(f.stat().st_size for f in SHIPPED.iterdir()) < 25e6
-    assert model.config.data.name == "flickr8k"
+@pytest.mark.parametrize("name", ["flickr8k", "mixed"])
+def test_it_is_small_and_says_what_made_it(name):
+    assert sum(f.stat().st_size for f in (SHIPPED / name).iterdir()) < 25e6
+    assert mc.load(name).config == mc.preset(name)
+
+
+def test_the_committed_numbers_are_of_its_config(model):
     committed = json.loads((ROOT / "report" / "results" / "flickr8k" / "04_retrieval.json").read_text())
-    assert committed["config"]["digest"] == model.config.digest() == mc.preset("flickr8k").digest()
+    assert committed["config"]["digest"] == model.config.digest()
+
+
+def test_the_mixed_one_finds_scenes():
+    model, scenes = mc.load("mixed"), mc.load_dataset("sample", "test", limit=50)
+    scores = model.encode_text([c[1] for c in scenes.captions]) @ model.encode_image(scenes.images, looks=1).T
+    assert (scores.argmax(1) == torch.arange(50)).float().mean() > 0.8  # chance is 0.02
 
 
 def test_it_knows_a_scene_it_has_never_seen(model):
