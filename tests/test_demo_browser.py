@@ -3,12 +3,14 @@
 import importlib.util
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import requests
 from PIL import Image
 from playwright.sync_api import expect
 
@@ -32,21 +34,37 @@ CAT = 2  # of the pictures to pick
 
 
 @pytest.fixture(scope="module")
-def page():
-    """One page for all tests; none of them may make it ask anything of another computer."""
+def called():
+    """Hosts beyond this computer that the server, which runs in this process, looked up."""
+    hosts, look_up = [], socket.getaddrinfo
+
+    def local_only(host, *arguments, **options):
+        if host not in (None, "localhost", "127.0.0.1", b"127.0.0.1"):
+            hosts.append(host)
+            raise OSError(f"{host} is beyond this computer")
+        return look_up(host, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", local_only)
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def visit(called):
+    """One page for all tests, and what it asked elsewhere: neither it nor its server may ask anything there."""
     shown = demo.Demo(mc.load("mixed"), mc.load_dataset("photos+sample", "test", limit=12))
     with demo.Server(shown) as server, browser(server.url) as (page, outside):
         complaints = []
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        yield page
-        assert outside == []
-        assert complaints == []
+        yield page, outside
+        assert (outside, called, complaints) == ([], [], [])
 
 
-@pytest.fixture(autouse=True)
-def nothing_asked_elsewhere(page):
-    page.reload()
-    expect(page.get_by_role("tab", name="Find images")).to_be_visible()
+@pytest.fixture
+def page(visit):
+    visit[0].reload()
+    expect(visit[0].get_by_role("tab", name="Find images")).to_be_visible()
+    return visit[0]
 
 
 def gallery_labels(panel):
@@ -71,6 +89,18 @@ def bars(panel):
     expect(panel.get_by_test_id("label-output-value").or_(panel.locator(".confidence-set")).first).to_be_visible()
     rows = panel.locator(".confidence-set").all()
     return [tuple(re.split(r"\s+(?=\d+%$)", row.inner_text().strip())) for row in rows]
+
+
+def test_a_question_to_another_computer_would_be_seen(visit, called):
+    """The two watchmen over all these tests are awake."""
+    page, outside = visit
+    with pytest.raises(requests.ConnectionError):
+        requests.get("http://example.com/", timeout=5)
+    page.evaluate("fetch('http://example.com/').catch(() => 0)")
+    assert called == ["example.com"]
+    assert outside == ["http://example.com/"]
+    called.clear()
+    outside.clear()
 
 
 def test_find_images(page):
