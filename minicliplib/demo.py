@@ -181,6 +181,7 @@ class Server:
         """Free the port and delete what was uploaded and shown."""
         self._blocks.close(verbose=False)
         self._folder.cleanup()
+        os.environ.pop("GRADIO_TEMP_DIR", None)
 
     def __enter__(self) -> Self:
         return self
