@@ -8,14 +8,13 @@ from .archives import download
 from .config import PRESETS, Config, output_root, preset, save_result, set_seed
 from .data import (
     CaptionedImages,
-    LabelledImages,
     load_dataset,
     load_judgements,
-    load_labelled,
 )
 from .encoders import EncoderError
 from .explain import altered, leave_one_out, randomised, relevance_map, word_relevance
 from .images import DataError, image_files, load_image
+from .labelled import LabelledImages, load_labelled
 from .loss import contrastive_loss
 from .metrics import (
     alignment,

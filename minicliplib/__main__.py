@@ -12,8 +12,9 @@ import pandas as pd
 
 from .archives import ARCHIVES, download
 from .config import PRESETS, preset
-from .data import DATASETS, load_dataset, load_labelled
+from .data import DATASETS, load_dataset
 from .images import image_files
+from .labelled import load_labelled
 from .metrics import classification
 from .model import load
 from .retrieval import Index, evaluate

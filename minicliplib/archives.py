@@ -11,15 +11,20 @@ import requests
 from tqdm.auto import tqdm
 
 from .config import data_root, no_bar
-from .data import DATASETS, LABELLED, load_dataset, load_labelled
+from .data import DATASETS, load_dataset
 from .images import DataError
+from .labelled import LABELLED, load_labelled
 
 ARCHIVES = {
     "flickr8k": ("Flickr8k_Dataset.zip", "Flickr8k_text.zip"),
+    "coco": ("zips/val2017.zip", "annotations/annotations_trainval2017.zip"),  # zips/train2017.zip is 18 GB: by hand
     "cifar10": ("cifar10_test.zip",),  # test/<class>/*; without a mirror torchvision fetches the original
     "caltech101": ("caltech101_subset.zip",),  # 101_ObjectCategories/<class>/*; as above
 }
-MIRRORS = {"flickr8k": "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k/"}
+MIRRORS = {
+    "flickr8k": "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k/",
+    "coco": "http://images.cocodataset.org/",
+}
 
 
 def download(
@@ -39,7 +44,7 @@ def download(
     mirrors = [mirrors] if isinstance(mirrors, str | Path) else mirrors
     mirrors = mirrors or [m for m in (os.environ.get("MINICLIP_MIRROR"), MIRRORS.get(name)) if m]
     root.mkdir(parents=True, exist_ok=True)
-    if not mirrors and not any((root / archive).exists() for archive in ARCHIVES[name]):
+    if not mirrors and not any((root / Path(archive).name).exists() for archive in ARCHIVES[name]):
         return _from_torchvision(name, root)
     for archive in ARCHIVES[name]:
         target = root / Path(archive).stem
@@ -80,8 +85,9 @@ def _from_any(mirrors: Sequence[str | Path], archive: str, target: Path, progres
     for mirror in map(str, mirrors):
         try:
             if not mirror.startswith(("http://", "https://")):
-                return unpack(Path(mirror.removeprefix("file://")).expanduser() / archive, target, progress)
-            path = target.with_name(archive)
+                folder = Path(mirror.removeprefix("file://")).expanduser()
+                return unpack(folder / Path(archive).name, target, progress)
+            path = target.with_name(Path(archive).name)
             fetch(f"{mirror.rstrip('/')}/{archive}", path, progress)
             try:
                 return unpack(path, target, progress)

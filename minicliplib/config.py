@@ -141,6 +141,7 @@ _FLICKR8K = Config(
 PRESETS = {
     "sample": Config(),
     "flickr8k": _FLICKR8K,
+    "coco": _FLICKR8K.updated(**{"data.name": "coco"}),
     "mixed": _FLICKR8K.updated(**{"data.name": "flickr8k+sample"}),  # for the demo, which shows photos and scenes
 }
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import re
 import warnings
@@ -15,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
-from torchvision.datasets import CIFAR10, Caltech101
 
 from .config import data_root
-from .images import EXTENSIONS, DataError, image_files, readable
-from .scenes import SIZES, UNSEEN, make_scene
+from .images import DataError, image_files, readable
+from .scenes import SIZES, make_scene
 
 GET_FLICKR8K = "Get a whole copy with: miniclip download flickr8k"
+GET_COCO = "Get it with: miniclip download coco"
 ASSETS = Path(__file__).parent / "assets"
 
 
@@ -163,6 +164,65 @@ def _load_flickr8k(root: Path, split: str, limit: int | None) -> CaptionedImages
     return CaptionedImages("flickr8k", split, [photos / n for n in names], [captions[n] for n in names])
 
 
+def _load_coco(root: Path, split: str, limit: int | None) -> CaptionedImages:
+    """Karpathy's splits where his file lies there; else train2017 trains, and val2017 is halved into dev and test.
+
+    Of val2017 alone 250 images each are for dev and test, drawn by a fixed seed, and the rest trains.
+    """
+    karpathy, (train, val) = _below(root, "dataset_coco.json"), (_below(root, f"{p}2017") for p in ("train", "val"))
+    if karpathy:
+        wanted = {"train": ("train", "restval"), "dev": ("val",), "test": ("test",)}[split]
+        entries = [entry for entry in _json(karpathy)["images"] if entry["split"] in wanted]
+        texts = [[sentence["raw"] for sentence in entry["sentences"]] for entry in entries]
+        paths = [root / entry["filepath"] / entry["filename"] for entry in entries]
+        pairs = _present(list(zip(paths, texts, strict=True)))
+    elif split == "train" and train:
+        pairs = _present(_official_pairs(root, train))
+    elif val:
+        pairs = _present(_official_pairs(root, val))
+        order = np.random.default_rng(0).permutation(len(pairs))
+        size = len(order) // 2 if train else 250
+        rows = {"test": order[:size], "dev": order[size : 2 * size], "train": order[2 * size :]}[split]
+        pairs = [pairs[row] for row in sorted(rows)]
+    else:
+        raise DataError(f"MS COCO is not complete in {root}: no folder val2017. {GET_COCO}")
+    pairs = pairs[:limit]
+    captions = [[_caption(text, f"The annotation of {path.name} in {root}") for text in texts] for path, texts in pairs]
+    return CaptionedImages("coco", split, [path for path, _ in pairs], captions)
+
+
+def _official_pairs(root: Path, folder: Path) -> list[tuple[Path, list[str]]]:
+    annotations = _below(root, f"captions_{folder.name}.json")
+    if not annotations:
+        raise DataError(f"MS COCO is not complete in {root}: no captions_{folder.name}.json. {GET_COCO}")
+    record, captions = _json(annotations), defaultdict(list)
+    for annotation in record["annotations"]:
+        captions[annotation["image_id"]].append(annotation["caption"])
+    images = sorted(record["images"], key=lambda image: image["id"])
+    return [(folder / image["file_name"], captions[image["id"]]) for image in images if image["id"] in captions]
+
+
+def _present(pairs: list[tuple[Path, list[str]]]) -> list[tuple[Path, list[str]]]:
+    """Leave out, with a warning, images that are listed but not there: a copy may be a part of the whole."""
+    there = {folder: set(os.listdir(folder)) for folder in {path.parent for path, _ in pairs} if folder.is_dir()}
+    found = [(path, texts) for path, texts in pairs if path.name in there.get(path.parent, ())]
+    if missing := len(pairs) - len(found):
+        warnings.warn(f"{missing:,} of {len(pairs):,} listed images are not there and left out.", stacklevel=4)
+    return found
+
+
+def _below(root: Path, name: str) -> Path | None:
+    """Return ``name`` in ``root`` or up to two folders deeper, or None: copies in the wild differ."""
+    return next((found for up in ("", "[!.]*/", "[!.]*/[!.]*/") for found in sorted(root.glob(up + name))), None)
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not sound JSON ({error}): get it again.") from error
+
+
 def load_judgements(kind: str, root: str | Path | None = None) -> pd.DataFrame:
     """Load how well people found captions to fit test photos of Flickr8k: columns image, caption, rating.
 
@@ -185,11 +245,9 @@ def load_judgements(kind: str, root: str | Path | None = None) -> pd.DataFrame:
 
 
 def _find(root: Path, *names: str) -> Path:
-    """Return the first of ``names`` in ``root`` or up to two folders deeper: copies in the wild differ."""
     for name in names:
-        for pattern in (name, f"[!.]*/{name}", f"[!.]*/[!.]*/{name}"):
-            if found := sorted(root.glob(pattern)):
-                return found[0]
+        if found := _below(root, name):
+            return found
     raise DataError(f"Flickr8k is not complete in {root}: no {' or '.join(names)}. {GET_FLICKR8K}")
 
 
@@ -251,58 +309,7 @@ class Source:
 DATASETS = {
     "sample": Source(_load_sample, tuple(SIZES)),
     "flickr8k": Source(_load_flickr8k, ("train", "dev", "test")),
+    "coco": Source(_load_coco, ("train", "dev", "test")),
     "folder": Source(_load_folder),
     "photos": Source(_load_photos),
 }
-
-
-# ---- images with classes, for zero-shot ------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LabelledImages:
-    """Images that show one class each: ``images[i]`` shows ``classes[labels[i]]``."""
-
-    name: str
-    images: list[Path | Image.Image]
-    labels: np.ndarray  # (n,) int64
-    classes: list[str]  # as the dataset spells them
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def subset(self, indices: Sequence[int]) -> "LabelledImages":
-        """Return the images at ``indices``, in that order, with all classes."""
-        return LabelledImages(self.name, [self.images[i] for i in indices], self.labels[indices], self.classes)
-
-
-LABELLED = {"cifar10": CIFAR10, "caltech101": Caltech101}
-
-
-def load_labelled(name: str | Path, root: str | Path | None = None) -> LabelledImages:
-    """Load ``sample`` (its never-trained things), ``cifar10`` (test), ``caltech101``, or the folder ``name/<class>/*``.
-
-    The two datasets lie in ``root`` (default: the data folder), as torchvision leaves them or as class folders.
-    """
-    if name == "sample":
-        scenes = [make_scene("unseen", index) for index in range(SIZES["unseen"])]
-        labels = np.array([sorted(UNSEEN).index(scene.groups[0].name) for scene in scenes])
-        return LabelledImages("sample", [scene.render() for scene in scenes], labels, sorted(UNSEEN))
-    root = Path(root or (data_root() / name if name in LABELLED else name)).expanduser()
-    if (root / "cifar-10-batches-py").is_dir():
-        found = CIFAR10(root, train=False)
-        return LabelledImages(name, [Image.fromarray(x) for x in found.data], np.array(found.targets), found.classes)
-    for folder in (root, *sorted(root.glob("*/")), *sorted(root.glob("*/*/"))):  # test/ or the like round the classes
-        inside = {path.name: _images_in(path) for path in sorted(folder.glob("[!._]*/"))}
-        classes = [name for name, images in inside.items() if images and name != "BACKGROUND_Google"]
-        if len(classes) > 1:
-            break
-    else:
-        hint = f" Get it with: miniclip download {name}" if name in LABELLED else ""
-        raise DataError(f"{root} holds no labelled images: it needs a folder of images for each class.{hint}")
-    labels = np.repeat(np.arange(len(classes)), [len(inside[name]) for name in classes])
-    return LabelledImages(Path(name).name, list(chain.from_iterable(map(inside.get, classes))), labels, classes)
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and path.name[0] != ".")

@@ -1,5 +1,6 @@
 """Downloads from real local servers and folders: verified, resumed, safely unpacked, and done only once."""
 
+import json
 import os
 import re
 import stat
@@ -13,8 +14,9 @@ import pytest
 
 import minicliplib as mc
 from minicliplib.archives import download, fetch, unpack
-from minicliplib.data import LABELLED, load_dataset
+from minicliplib.data import load_dataset
 from minicliplib.images import DataError, load_image
+from minicliplib.labelled import LABELLED
 
 PHOTOS = {"train": "a.jpg", "dev": "b.jpg", "test": "c.jpg"}
 PHOTO_ZIP, TEXT_ZIP = "Flickr8k_Dataset.zip", "Flickr8k_text.zip"
@@ -117,6 +119,26 @@ def test_download_from_a_server_once(mirror, tmp_path, capsys, monkeypatch):
         assert len(requests) == 2
     assert contents(root) == ["Flickr8k_Dataset", "Flickr8k_text"]
     assert PHOTO_ZIP in capsys.readouterr().err  # the progress bar
+
+
+def test_coco_comes_from_its_two_official_places(tmp_path):
+    mirror, root = tmp_path / "mirror", tmp_path / "coco"
+    for name in ("zips", "annotations"):
+        (mirror / name).mkdir(parents=True)
+    with zipfile.ZipFile(mirror / "zips" / "val2017.zip", "w") as file:
+        for i in range(501):
+            file.writestr(f"val2017/{i}.jpg", b"")
+    record = {
+        "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(501)],
+        "annotations": [{"image_id": i, "caption": "A thing."} for i in range(501)],
+    }
+    with zipfile.ZipFile(mirror / "annotations" / "annotations_trainval2017.zip", "w") as file:
+        file.writestr("annotations/captions_val2017.json", json.dumps(record))
+    with serve(mirror) as (url, requests):
+        assert download("coco", root, url, progress=False) == root
+        assert [path for path, _ in requests] == ["/zips/val2017.zip", "/annotations/annotations_trainval2017.zip"]
+    assert contents(root) == ["annotations_trainval2017", "val2017"]
+    assert len(load_dataset("coco", "train", root)) == 1
 
 
 def test_the_environment_names_a_mirror(mirror, tmp_path, monkeypatch):

@@ -78,6 +78,7 @@ def test_presets():
     assert {name: mc.preset(name).data.name for name in mc.PRESETS} == {
         "sample": "sample",
         "flickr8k": "flickr8k",
+        "coco": "coco",
         "mixed": "flickr8k+sample",
     }
     with pytest.raises(ValueError, match=r"Unknown preset 'imagenet'. Known: sample, flickr8k"):

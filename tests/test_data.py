@@ -1,5 +1,6 @@
 """Loaders, caption cleaning and image reading; the download is tested in test_archives.py."""
 
+import json
 import os
 import shutil
 import zipfile
@@ -220,7 +221,7 @@ def test_image_files_are_sorted_and_searched_in_subfolders(tmp_path):
 
 
 def test_unknown_names_are_refused_with_the_known():
-    with pytest.raises(DataError, match=r"'flickr9k'.*Known: sample, flickr8k, folder"):
+    with pytest.raises(DataError, match=r"'flickr9k'.*Known: sample, flickr8k, coco, folder"):
         load_dataset("flickr9k")
     with pytest.raises(DataError, match=r"'val'.*Known: train, dev, test"):
         load_dataset("flickr8k", "val")
@@ -467,7 +468,7 @@ def test_torchvisions_cifar10_is_read(tmp_path, monkeypatch):
             self.data = np.zeros((2, 32, 32, 3), np.uint8)
             self.targets, self.classes = [1, 0], ["airplane", "automobile"]
 
-    monkeypatch.setattr("minicliplib.data.CIFAR10", Two)
+    monkeypatch.setattr("minicliplib.labelled.CIFAR10", Two)
     (tmp_path / "cifar-10-batches-py").mkdir()
     data = mc.load_labelled("cifar10", tmp_path)
     assert data.labels.tolist() == [1, 0]
@@ -507,3 +508,78 @@ def test_datasets_are_joined_by_a_plus(tmp_path):
         load_dataset("sample+imagenet")
     with pytest.raises(DataError, match=str(tmp_path / "flickr8k")):
         load_dataset("sample+flickr8k", root=tmp_path)
+
+
+# ---- MS COCO ---------------------------------------------------------------------------------------
+
+
+def coco(root, part, ids, absent=()):
+    """Make a part of COCO in its official form, its images empty files: two captions each, the second odd."""
+    images = [{"id": i, "file_name": f"{i:012}.jpg", "license": 1} for i in ids]
+    texts = [(i, text) for i in ids for text in (f"Thing {i}.", f"Thing {i}  again \n")]
+    record = {"images": images[::-1], "annotations": [{"image_id": i, "caption": text} for i, text in texts]}
+    (root / part).mkdir(parents=True)
+    for image in images:
+        if image["id"] not in absent:
+            (root / part / image["file_name"]).touch()
+    (root / "annotations").mkdir(exist_ok=True)
+    (root / "annotations" / f"captions_{part}.json").write_text(json.dumps(record))
+
+
+def numbers(data):
+    return [int(path.stem) for path in data.images]
+
+
+def test_coco_val_alone_is_split_three_ways(tmp_path):
+    coco(tmp_path / "deeper", "val2017", range(520))
+    parts = {split: load_dataset("coco", split, tmp_path) for split in ("train", "dev", "test")}
+    assert {split: len(data) for split, data in parts.items()} == {"train": 20, "dev": 250, "test": 250}
+    assert sorted(number for data in parts.values() for number in numbers(data)) == list(range(520))
+    assert all(numbers(data) == sorted(numbers(data)) for data in parts.values())
+    data = parts["dev"]
+    assert data.captions == [[f"Thing {i}.", f"Thing {i} again"] for i in numbers(data)]
+    assert numbers(load_dataset("coco", "dev", tmp_path, limit=3)) == numbers(data)[:3]
+
+
+def test_coco_train_trains_and_val_is_halved(tmp_path):
+    coco(tmp_path, "train2017", range(100, 130))
+    coco(tmp_path, "val2017", range(11))
+    assert numbers(load_dataset("coco", "train", tmp_path)) == list(range(100, 130))
+    dev, test = (numbers(load_dataset("coco", split, tmp_path)) for split in ("dev", "test"))
+    assert (len(dev), len(test)) == (5, 5)
+    assert not set(dev) & set(test)
+
+
+def test_coco_in_karpathys_splits(tmp_path):
+    splits = {"train": [1, 2], "restval": [3], "val": [4], "test": [5]}
+    entries = [
+        {"filepath": "val2014", "filename": f"{i}.jpg", "split": split, "sentences": [{"raw": f"Thing {i}"}]}
+        for split, ids in splits.items()
+        for i in ids
+    ]
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": entries}))
+    (tmp_path / "val2014").mkdir()
+    for i in range(1, 6):
+        (tmp_path / "val2014" / f"{i}.jpg").touch()
+    found = {split: numbers(load_dataset("coco", split, tmp_path)) for split in ("train", "dev", "test")}
+    assert found == {"train": [1, 2, 3], "dev": [4], "test": [5]}
+
+
+def test_coco_images_that_are_not_there_are_counted_and_left_out(tmp_path):
+    coco(tmp_path, "train2017", range(1200), absent=range(0, 1200, 2))
+    with pytest.warns(UserWarning, match="^600 of 1,200 listed images are not there and left out.$"):
+        data = load_dataset("coco", "train", tmp_path)
+    assert numbers(data) == list(range(1, 1200, 2))
+
+
+def test_coco_in_pieces_says_what_is_missing(tmp_path):
+    with pytest.raises(DataError, match=r"no folder val2017\. Get it with: miniclip download coco"):
+        load_dataset("coco", "train", tmp_path)
+    coco(tmp_path, "val2017", range(3))
+    file = tmp_path / "annotations" / "captions_val2017.json"
+    file.write_text("{")
+    with pytest.raises(DataError, match=r"captions_val2017.json is not sound JSON .*: get it again"):
+        load_dataset("coco", "train", tmp_path)
+    file.unlink()
+    with pytest.raises(DataError, match=r"no captions_val2017\.json\. Get it with"):
+        load_dataset("coco", "train", tmp_path)

