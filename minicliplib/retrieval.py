@@ -23,6 +23,7 @@ from .images import DataError, identity, readable
 from .metrics import bootstrap, chance, ranks_from_embeddings, summarise
 
 SCORES_AT_A_TIME = 2**23
+SAVE_EVERY = 30  # seconds, while a stored index grows
 
 
 class Index:
@@ -212,7 +213,7 @@ def stored_index(model, images, captions, folder: str | Path, progress=False, **
             good, bad = readable([images[position[name]] for name in batch])
             index.add_images([images[position[batch[i]]] for i in good], [batch[i] for i in good], **options)
             faults += bad
-        if time.monotonic() - saved > 30:
+        if time.monotonic() - saved > SAVE_EVERY:
             index.save(folder)
             saved = time.monotonic()
     if index.names != old.names:

@@ -43,7 +43,8 @@ def run(notebook: Path, dataset: str, in_place: bool) -> None:
     target = HERE.parent / "out" / "notebooks" / dataset / notebook.name
     target.parent.mkdir(parents=True, exist_ok=True)
     parameters = {} if dataset == "sample" else {"dataset": dataset}
-    papermill.execute_notebook(notebook, target, parameters, cwd=HERE, progress_bar=False, log_output=False)
+    quiet = {"progress_bar": False, "log_output": False, "extra_arguments": ["--log-level=40"]}  # of the kernel: errors
+    papermill.execute_notebook(notebook, target, parameters, cwd=HERE, **quiet)
     if not in_place:
         return
     executed = nbformat.read(target, as_version=4)

@@ -171,6 +171,21 @@ def test_an_index_of_another_model_is_not_taken(model, folder, embedded, monkeyp
     assert other.fingerprint() != model.fingerprint()
 
 
+def test_an_interrupted_index_goes_on_where_it_was(model, tmp_path, embedded, monkeypatch):
+    for i in range(40):
+        Image.new("RGB", (8, 8), (5 * i, 0, 0)).save(tmp_path / f"{i:02}.png")
+    monkeypatch.setattr(mc.retrieval, "SAVE_EVERY", 0)
+    counting = model.encode_image
+    monkeypatch.setattr(
+        model, "encode_image", lambda images, **options: counting(images, **options) if not embedded else 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        opened(model, tmp_path)
+    monkeypatch.setattr(model, "encode_image", counting)
+    assert len(opened(model, tmp_path).index) == 40
+    assert embedded == [32, 8]
+
+
 def test_a_damaged_index_is_made_anew(model, folder, embedded):
     opened(model, folder)
     for file in (mc.config.data_root() / "cache").glob("index-folder-*/*.npy"):

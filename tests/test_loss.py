@@ -145,6 +145,7 @@ def one_of_two(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_of_twice_the_batch(tmp_path):
     multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
     for name, per_image in CASES:

@@ -47,6 +47,7 @@ def test_it_knows_a_scene_it_has_never_seen(model):
     assert ranks.mean() < 21  # 24.5 is chance; these are drawings, and it was trained on photos only
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ZIPS.is_dir(), reason=f"Flickr8k's zips are not in {ZIPS}; MINICLIP_DATA names another place")
 def test_it_repeats_the_committed_numbers(model, tmp_path):
     for archive in ARCHIVES["flickr8k"]:
