@@ -41,6 +41,9 @@ QUERIES = (
 )
 LABELS = "cat, dog, bird, person, astronaut, rocket, cup of coffee, clock, camera, bicycle, car, tree"
 LOOKS = 1  # at a picture; the four of the shipped model find a little better and take four times as long
+# A gallery has as many columns as fit: gradio's own number would hide some of them on a phone.
+CSS = "div.grid-container {grid-template-columns: repeat(auto-fill, minmax(%s, 1fr))}"
+CSS = ".results " + CSS % "min(200px, 40vw)" + " .picks " + CSS % "90px"
 MOST_RESULTS, MOST_PROMPTS, MOST_MEGABYTES = 24, 2000, 20
 
 
@@ -168,7 +171,7 @@ class Server:
             self._blocks.launch(
                 server_name=host, server_port=port, prevent_thread_lock=True, inline=False, quiet=True, share=False,
                 max_file_size=f"{MOST_MEGABYTES}mb", allowed_paths=[], footer_links=[], run_history=False,
-                ssr_mode=False, mcp_server=False, enable_monitoring=False,
+                ssr_mode=False, mcp_server=False, enable_monitoring=False, css=CSS,
             )  # fmt: skip
         except OSError as error:
             self._folder.cleanup()
@@ -211,7 +214,9 @@ def _find_images_tab(demo: Demo) -> None:
         k, why = _options(len(demo.index))
     examples = gr.Examples([[text] for text in QUERIES], query, label="For example")
     account = gr.Markdown(elem_classes="account")
-    gallery = gr.Gallery(label="Images, best first", columns=4, height="auto", object_fit="contain", interactive=False)
+    gallery = gr.Gallery(
+        label="Images, best first", elem_classes="results", height="auto", object_fit="contain", interactive=False
+    )
     find = _call(demo.find_images, [query, k, why], [gallery, account])
     gr.on([query.submit, k.release, why.input], api_name="find_images", **find)
     examples.load_input_event.then(api_visibility="private", **find)
@@ -277,7 +282,7 @@ def _chooser(demo: Demo) -> tuple[gr.Image, gr.State, list[Dependency]]:
     thumbnails = [demo.shown(demo.data.images[row]) for row in rows]
     gr.Markdown("or pick one:")
     plain = {"show_label": False, "allow_preview": False, "interactive": False, "buttons": []}
-    picks = gr.Gallery(thumbnails, label="Pick an image", columns=3, height=330, **plain)
+    picks = gr.Gallery(thumbnails, label="Pick an image", elem_classes="picks", height=330, **plain)
 
     def pick(event: gr.SelectData):
         return demo.shown(demo.data.images[rows[event.index]]), rows[event.index]

@@ -505,9 +505,9 @@ def test_datasets_are_joined_by_a_plus(tmp_path):
     assert joined.images[:3] == parts[0].images
     assert [i.tobytes() for i in joined.images[3:]] == [i.tobytes() for i in parts[1].images]
     with pytest.raises(DataError, match="Unknown dataset 'imagenet'"):
-        load_dataset("sample+imagenet")
+        load_dataset("imagenet+sample")
     with pytest.raises(DataError, match=str(tmp_path / "flickr8k")):
-        load_dataset("sample+flickr8k", root=tmp_path)
+        load_dataset("flickr8k+sample", root=tmp_path)
 
 
 # ---- MS COCO ---------------------------------------------------------------------------------------

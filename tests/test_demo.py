@@ -32,6 +32,7 @@ def shown(model):
 def folder(shown, tmp_path):
     for path in shown.data.images[:3]:
         shutil.copy(path, tmp_path)
+    (tmp_path / "captions.csv").write_text("image,caption\nchelsea.png,Our cat.\ncamera.png,Our uncle.\n")
     return tmp_path
 
 
@@ -207,14 +208,13 @@ def test_unreadable_files_are_named_and_left_out(model, folder):
 
 
 def test_own_captions_are_the_ones_to_choose_from(model, folder):
-    assert (
-        "A ginger cat with green eyes." in opened(model, folder).index.names["captions"]
-    )  # those of the free pictures
-    (folder / "captions.csv").write_text("image,caption\nchelsea.png,Our cat.\ncamera.png,Our uncle.\n")
     shown = opened(model, folder)
     assert sorted(shown.index.names["captions"]) == ["Our cat.", "Our uncle."]
     row = [shown.called(i) for i in range(3)].index("chelsea.png")
     assert [r[1:] for r in shown.find_captions(row)[0]] == [["Our cat.", "✓"], ["Our uncle.", ""]]
+    (folder / "captions.csv").unlink()
+    free = opened(model, folder).index.names["captions"]  # of the free pictures
+    assert "A ginger cat with green eyes." in free
 
 
 def test_flickr8k_is_shown_where_it_is_there(tmp_path, monkeypatch):
