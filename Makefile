@@ -18,7 +18,7 @@ test: $(VENV)/.installed       ## style, unit tests, then every notebook against
 		$(BIN)/python -m pytest -n 2 --dist loadscope $(NBVAL) notebooks
 
 demo: $(VENV)/.installed       ## serve the page to play with; IMAGES=FOLDER searches your own
-	$(BIN)/miniclip demo $(if $(IMAGES),--images "$(IMAGES)")
+	$(BIN)/miniclip demo $(if $(IMAGES),--images "$(IMAGES)") || [ $$? = 130 ] # Ctrl-C is how it ends
 
 refresh: $(VENV)/.installed    ## rerun the notebooks and renew what is committed: outputs, figures, results
 	$(BIN)/python notebooks/run.py --dataset $(DATASET) --refresh

@@ -205,7 +205,7 @@ def stored_index(model, images, captions, folder: str | Path, progress=False, **
     index.add_captions(captions)
     known, saved = set(index.names["images"]), time.monotonic()
     new = [name for name in position if name not in known]
-    for start in tqdm(range(0, len(new), 32), "images", disable=no_bar(progress)):
+    for start in tqdm(range(0, len(new), 32), "images", disable=no_bar(progress) or not new):
         batch = new[start : start + 32]
         try:
             index.add_images([images[position[name]] for name in batch], batch, **options)
