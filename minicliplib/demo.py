@@ -164,8 +164,8 @@ class Server:
     """
 
     def __init__(self, demo: Demo, host: str = "127.0.0.1", port: int | None = None):
-        self._folder = tempfile.TemporaryDirectory(prefix="miniclip-")
-        os.environ["GRADIO_TEMP_DIR"] = self._folder.name  # read when the page is built
+        self._folder, self._before = tempfile.TemporaryDirectory(prefix="miniclip-"), os.environ.get("GRADIO_TEMP_DIR")
+        os.environ["GRADIO_TEMP_DIR"] = self._folder.name
         self._blocks = _page(demo)
         try:
             self._blocks.launch(
@@ -174,10 +174,9 @@ class Server:
                 ssr_mode=False, mcp_server=False, enable_monitoring=False, css=CSS,
             )  # fmt: skip
         except OSError as error:
-            self._folder.cleanup()
-            raise ValueError(
-                f"The page cannot be served on {host}, port {port or 'of any number'}: {error}."
-            ) from error
+            self.close()
+            place = f"{host}, port {port or 'of any number'}"
+            raise ValueError(f"The page cannot be served on {place}: {error}.") from error
         self.url = self._blocks.local_url
 
     def close(self) -> None:
@@ -185,6 +184,8 @@ class Server:
         self._blocks.close(verbose=False)
         self._folder.cleanup()
         os.environ.pop("GRADIO_TEMP_DIR", None)
+        if self._before:
+            os.environ["GRADIO_TEMP_DIR"] = self._before
 
     def __enter__(self) -> Self:
         return self
