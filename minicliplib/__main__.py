@@ -111,10 +111,8 @@ def _demo(options) -> None:
         from .demo import Demo, Server, collection
     except ModuleNotFoundError as error:
         raise ValueError(f"The demo needs {error.name}: pip install 'minicliplib[demo]'") from error
-    data = (
-        load_dataset("folder", root=options.images) if options.images else collection(options.data, root=options.root)
-    )
-    demo = Demo(load(options.checkpoint), data, progress=True)
+    name, root = ("folder", options.images) if options.images else (options.data, options.root)
+    demo = Demo(load(options.checkpoint), collection(name, root=root), root or "", progress=True)
     for fault in demo.faults:
         print(f"left out: {fault}", file=sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as cleanly as Ctrl-C
@@ -133,9 +131,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--root", help="where the dataset lies (default: the data folder)")
         return sub
 
-    def model_and_split(sub: argparse.ArgumentParser) -> None:
+    def checkpoint(sub: argparse.ArgumentParser, default: str = "flickr8k") -> None:
         text = "a shipped name, folder or hub id (default: %(default)s)"
-        sub.add_argument("--checkpoint", default="flickr8k", help=text)
+        sub.add_argument("--checkpoint", default=default, help=text)
+
+    def model_and_split(sub: argparse.ArgumentParser) -> None:
+        checkpoint(sub)
         sub.add_argument("--split", default="test", help="split of the dataset (default: %(default)s)")
 
     sub = command("download", _download, "fetch, verify and unpack a dataset")
@@ -171,14 +172,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--labels", metavar="A,B,...", help="the labels to choose from, e.g. cat,dog,bicycle")
     sub.add_argument("--template", action="append", metavar="TEXT", help="a prompt, e.g. 'a photo of a {}.'")
-    sub.add_argument("--checkpoint", default="flickr8k", help="a shipped name, folder or hub id (default: %(default)s)")
+    checkpoint(sub)
     sub.add_argument("-k", type=int, default=3, help="how many labels an image (default: %(default)s)")
 
     sub = command("demo", _demo, "serve a page to play with: images for sentences, captions and names for images")
     sub.add_argument("--images", metavar="FOLDER", help="your own images, indexed once (the index goes to the cache)")
     text = "or a dataset, or several joined by + (default: flickr8k if it is there, else photos+sample)"
     sub.add_argument("--data", metavar="NAME", help=text)
-    sub.add_argument("--checkpoint", default="mixed", help="a shipped name, folder or hub id (default: %(default)s)")
+    checkpoint(sub, "mixed")
     sub.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other computers in (default: %(default)s)")
     sub.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     return parser

@@ -42,8 +42,10 @@ QUERIES = (
 LABELS = "cat, dog, bird, person, astronaut, rocket, cup of coffee, clock, camera, bicycle, car, tree"
 LOOKS = 1  # at a picture; the four of the shipped model find a little better and take four times as long
 # A gallery has as many columns as fit: gradio's own number would hide some of them on a phone.
-CSS = "div.grid-container {grid-template-columns: repeat(auto-fill, minmax(%s, 1fr))}"
-CSS = ".results " + CSS % "min(200px, 40vw)" + " .picks " + CSS % "90px"
+CSS = """
+.results div.grid-container {grid-template-columns: repeat(auto-fill, minmax(min(200px, 40vw), 1fr))}
+.picks div.grid-container {grid-template-columns: repeat(auto-fill, minmax(90px, 1fr))}
+"""
 MOST_RESULTS, MOST_PROMPTS, MOST_MEGABYTES = 24, 2000, 20
 
 
@@ -200,12 +202,14 @@ def _page(demo: Demo) -> gr.Blocks:
         gr.Markdown(
             f"# Mini-CLIP\n{images:,} images and {words:,} captions ({demo.data.name}); nothing leaves this computer."
         )
+        rows = sorted({*range(images)[:6], *range(images)[:: -(-images // 12)]})  # the first, and some of all
+        picks = {row: demo.shown(demo.data.images[row]) for row in rows}
         with gr.Tab("Find images"):
             _find_images_tab(demo)
         with gr.Tab("Find captions"):
-            _find_captions_tab(demo)
+            _find_captions_tab(demo, picks)
         with gr.Tab("Name it"):
-            _name_tab(demo)
+            _name_tab(demo, picks)
     return blocks
 
 
@@ -223,10 +227,10 @@ def _find_images_tab(demo: Demo) -> None:
     examples.load_input_event.then(api_visibility="private", **find)
 
 
-def _find_captions_tab(demo: Demo) -> None:
+def _find_captions_tab(demo: Demo, picks: dict[int, Image.Image]) -> None:
     with gr.Row():
         with gr.Column(min_width=380):
-            image, row, chosen = _chooser(demo)
+            image, row, chosen = _chooser(picks)
         with gr.Column(scale=2):
             with gr.Row():
                 k, why = _options(len(demo.index.names["captions"]))
@@ -245,10 +249,10 @@ def _find_captions_tab(demo: Demo) -> None:
         event.then(api_visibility="private", **find)
 
 
-def _name_tab(demo: Demo) -> None:
+def _name_tab(demo: Demo, picks: dict[int, Image.Image]) -> None:
     with gr.Row():
         with gr.Column(min_width=380):
-            image, row, chosen = _chooser(demo)
+            image, row, chosen = _chooser(picks)
         with gr.Column(scale=2):
             labels = gr.Textbox(LABELS, label="Labels, with commas between", lines=2)
             with gr.Accordion("Prompt templates", open=False):
@@ -271,24 +275,22 @@ def _options(most: int) -> tuple[gr.Slider, gr.Checkbox]:
     return k, gr.Checkbox(label="Show why", info="where in the image it is seen", min_width=160)
 
 
-def _chooser(demo: Demo) -> tuple[gr.Image, gr.State, list[Dependency]]:
+def _chooser(picks: dict[int, Image.Image]) -> tuple[gr.Image, gr.State, list[Dependency]]:
     """Place to upload or pick an image; also the row of the picked one, or None, and the events of a new image."""
     label = f"Upload an image, at most {MOST_MEGABYTES} MB"
     image, row = gr.Image(label=label, sources=["upload", "clipboard"], buttons=[], height=280), gr.State(None)
     # Gradio would decode whatever came, and fetch an address given for a file; here the demo looks at the file first.
     image.preprocess = lambda upload: upload.path if upload else None
     image.async_move_resource_to_block_cache = partial(_local, image.async_move_resource_to_block_cache)
-    everything = range(len(demo.index))
-    rows = sorted({*everything[:6], *everything[:: -(-len(everything) // 12)]})  # the first, and some of all
-    thumbnails = [demo.shown(demo.data.images[row]) for row in rows]
     gr.Markdown("or pick one:")
     plain = {"show_label": False, "allow_preview": False, "interactive": False, "buttons": []}
-    picks = gr.Gallery(thumbnails, label="Pick an image", elem_classes="picks", height=330, **plain)
+    gallery = gr.Gallery([*picks.values()], label="Pick an image", elem_classes="picks", height=330, **plain)
 
     def pick(event: gr.SelectData):
-        return demo.shown(demo.data.images[rows[event.index]]), rows[event.index]
+        row = [*picks][event.index]
+        return picks[row], row
 
-    picked = picks.select(pick, None, [image, row], api_visibility="private")
+    picked = gallery.select(pick, None, [image, row], api_visibility="private")
     given = gr.on([image.upload, image.clear], lambda: None, None, row, api_visibility="private")
     return image, row, [picked, given]
 

@@ -207,11 +207,12 @@ def stored_index(model, images, captions, folder: str | Path, progress=False, **
     new = [name for name in position if name not in known]
     for start in tqdm(range(0, len(new), 32), "images", disable=no_bar(progress) or not new):
         batch = new[start : start + 32]
+        pictures = [images[position[name]] for name in batch]
         try:
-            index.add_images([images[position[name]] for name in batch], batch, **options)
+            index.add_images(pictures, batch, **options)
         except DataError:
-            good, bad = readable([images[position[name]] for name in batch])
-            index.add_images([images[position[batch[i]]] for i in good], [batch[i] for i in good], **options)
+            good, bad = readable(pictures)
+            index.add_images([pictures[i] for i in good], [batch[i] for i in good], **options)
             faults += bad
         if time.monotonic() - saved > SAVE_EVERY:
             index.save(folder)

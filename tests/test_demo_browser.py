@@ -86,7 +86,7 @@ def upload(panel, path):
 
 def bars(panel):
     """Label and percentage of each bar, as shown."""
-    expect(panel.get_by_test_id("label-output-value").or_(panel.locator(".confidence-set")).first).to_be_visible()
+    expect(panel.locator(".confidence-set").first).to_be_visible()
     rows = panel.locator(".confidence-set").all()
     return [tuple(re.split(r"\s+(?=\d+%$)", row.inner_text().strip())) for row in rows]
 
@@ -253,4 +253,7 @@ def test_the_command_serves_a_folder_and_stops(page, tmp_path):
     assert "left out: Cannot read the image" in errors
     assert "broken.jpg" in errors
     assert "Traceback" not in errors
+    indexes = {*(mc.config.data_root() / "cache").glob("index-folder-*")}
+    demo.Demo(mc.load("mixed"), mc.load_dataset("folder", root=tmp_path), tmp_path)
+    assert {*(mc.config.data_root() / "cache").glob("index-folder-*")} == indexes  # this folder has its own already
     assert seconds < 60, seconds  # notebook 07 measures it on two free cores; tests share theirs
