@@ -1,14 +1,16 @@
-"""Command line: ``miniclip download | train | evaluate | search | classify | demo``, or ``python -m minicliplib``."""
+"""Command line: ``miniclip download | train | evaluate | embed | search | classify | demo``, or -m minicliplib."""
 
 import argparse
 import json
 import signal
 import sys
 import threading
+import time
 from itertools import chain
 from pathlib import Path
 
 import pandas as pd
+from accelerate import PartialState
 
 from .archives import ARCHIVES, download
 from .config import PRESETS, preset
@@ -17,7 +19,7 @@ from .images import image_files
 from .labelled import load_labelled
 from .metrics import classification
 from .model import load
-from .retrieval import Index, evaluate
+from .retrieval import Index, evaluate, path_of, stored_index
 from .training import fit, run_folder
 from .zeroshot import PHOTO_TEMPLATES, SCENE_TEMPLATES, ZeroShotClassifier, in_words
 
@@ -51,6 +53,8 @@ def _train(options) -> None:
             changes[name] = value
     config = preset(options.preset).updated(**changes)
     run = fit(config, options.out or run_folder(config))
+    if not PartialState().is_main_process:
+        return
     columns = ["epoch", "loss", "log_batch", "logit_scale", "dev_mean_recall", "seconds"]
     print(run.history[columns].round(3).to_string(index=False))
     print(f"checkpoint, config and history: {run.folder}")
@@ -75,11 +79,23 @@ def table(report: dict) -> str:
     return f"{scores['images']:,} images, {scores['captions']:,} captions\n{pd.DataFrame(rows).T.to_string()}"
 
 
+def _embed(options) -> None:
+    paths, started = image_files(options.folder), time.monotonic()
+    index, faults = stored_index(load(options.checkpoint), paths, [], options.out, progress=True)
+    for fault in faults:
+        print(f"left out: {fault}", file=sys.stderr)
+    print(f"{options.out}: {len(index):,} of {len(paths):,} images, in {time.monotonic() - started:.0f} s")
+
+
 def _search(options) -> None:
     model = load(options.checkpoint)
-    index = Index(model)
-    folder, data = options.images, (options.data, options.split, options.root)
-    index.add_images(image_files(folder) if folder else load_dataset(*data).images, progress=True)
+    if options.index:
+        index = Index.load(options.index, model)
+        index.names["images"] = [path_of(name) for name in index.names["images"]]
+    else:
+        data = (options.data, options.split, options.root)
+        images = image_files(options.images) if options.images else load_dataset(*data).images
+        index = Index(model).add_images(images, progress=True)
     query = Path(options.query) if options.by_image else options.query
     for name, score in index.search(query, k=min(5, len(index)) if options.k is None else options.k):
         print(f"{score:.3f}  {name}")
@@ -154,11 +170,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", metavar="FILE", help="write the numbers there, too")
     model_and_split(sub)
 
+    sub = command("embed", _embed, "keep the vectors of a folder's images; again for what is new, or to go on")
+    sub.add_argument("folder", help="your images, subfolders too")
+    sub.add_argument("--out", required=True, metavar="FOLDER", help="where the index lies, for search --index")
+    checkpoint(sub)
+
     sub = command("search", _search, "rank images for a sentence, or for another image")
     sub.add_argument("query", help="a sentence; with --by-image the path of an image")
     sub.add_argument("--by-image", action="store_true", help="take the query as the path of an image")
     where = sub.add_mutually_exclusive_group()
     where.add_argument("--images", metavar="FOLDER", help="your own images")
+    where.add_argument("--index", metavar="FOLDER", help="or an index of them, by embed")
     where.add_argument("--data", default="sample", help=f"or a dataset: {', '.join(DATASETS)} (default: %(default)s)")
     sub.add_argument("-k", type=int, help="how many results (default: 5, or all if there are fewer)")
     model_and_split(sub)

@@ -23,6 +23,7 @@ from .images import DataError, identity, readable
 from .metrics import bootstrap, chance, ranks_from_embeddings, summarise
 
 SCORES_AT_A_TIME = 2**23
+ROUGH = 1e-4  # more than a product of unit vectors in single precision is ever off
 SAVE_EVERY = 30  # seconds, while a stored index grows
 
 
@@ -76,9 +77,12 @@ class Index:
         _check_lengths("vectors", vectors, names)
         if len({*self.names[kind], *names}) < len(self.names[kind]) + len(names):
             raise ValueError(f"each name may stand among the {kind} only once")
+        self._append(kind, vectors, names)
+        return self
+
+    def _append(self, kind, vectors, names):
         self.vectors[kind] = np.concatenate([self.vectors[kind], vectors]) if kind in self.vectors else vectors
         self.names[kind] += names
-        return self
 
     def search(self, query, k: int = 5, among: str = "images") -> list[tuple]:
         """Find the `k` best `(item, score)`, best first, for a sentence (any str) or an image (Path, PIL)."""
@@ -96,17 +100,15 @@ class Index:
         memory does not grow with the index.
         """
         self._check(among, k)
-        stored, queries = self.vectors[among], self._checked(vectors).astype(np.float64)
+        stored, queries = self.vectors[among], self._checked(vectors)
         block = max(1, min(block, SCORES_AT_A_TIME // max(1, len(queries))))
-        scores, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        found = [(np.empty(0, np.float32), np.empty(0, np.int64))] * len(queries)
         for start in range(0, len(stored), block):
-            # Summed in double, rounded once: equal vectors get equal scores whatever the shape of the block.
-            more = (queries @ stored[start : start + block].astype(np.float64).T).astype(np.float32)
-            new_rows = np.broadcast_to(np.arange(start, start + more.shape[1]), more.shape)
-            scores, rows = np.concatenate([scores, more], axis=1), np.concatenate([rows, new_rows], axis=1)
-            best = np.stack([_top(each, k) for each in scores])
-            scores, rows = np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
-        return scores, rows
+            part = np.array(stored[start : start + block])  # read from disk, where the index lies there
+            rough = (torch.from_numpy(queries) @ torch.from_numpy(part).float().T).numpy()  # (q, block)
+            for i, query in enumerate(queries.astype(np.float64)):
+                found[i] = _better(*found[i], query, part, start, rough[i], k)
+        return tuple(np.array(column).reshape(len(queries), k) for column in zip(*found, strict=True))
 
     def save(self, folder: str | Path, dtype=np.float32) -> None:
         """Write the index to `folder`; one cut short leaves the old index whole. `np.float16` halves it."""
@@ -116,7 +118,7 @@ class Index:
         files = {kind: f"{kind}-{time.time_ns()}.index.npy" for kind in self.vectors}
         for kind, file in files.items():
             np.save(folder / file, self.vectors[kind].astype(dtype, copy=False))
-        record = json.dumps({"names": self.names, "files": files}, default=_to_json)
+        record = json.dumps({"names": self.names, "files": files, "model": _made_by(self.model)}, default=to_json)
         write_atomically(folder / "index.json", lambda part: part.write_text(record, encoding="utf-8"))
         for file in outdated:
             with contextlib.suppress(OSError):  # Windows keeps a file that is still mapped
@@ -124,14 +126,19 @@ class Index:
 
     @classmethod
     def load(cls, folder: str | Path, model=None) -> Self:
-        """Open a saved index; its vectors stay on disk, memory-mapped, and are read when a search needs them."""
+        """Open a saved index; its vectors stay on disk, memory-mapped, and are read when a search needs them.
+
+        With a model, one of another model is refused: their vectors do not share a space.
+        """
         folder, index = Path(folder), cls(model)
         try:
-            saved = json.loads((folder / "index.json").read_text(encoding="utf-8"), object_hook=_from_json)
+            saved = json.loads((folder / "index.json").read_text(encoding="utf-8"), object_hook=from_json)
             index.names = saved["names"]
             index.vectors = {kind: np.load(folder / file, mmap_mode="r") for kind, file in saved["files"].items()}
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"there is no whole index in {folder}: {error}") from error
+        if None not in (made_by := (_made_by(model), saved.get("model"))) and len({*made_by}) > 1:
+            raise ValueError(f"the index in {folder} was made with another model: name that one, or embed again")
         return index
 
     def _model(self):
@@ -171,6 +178,18 @@ def _top(scores, k):
     return candidates[np.argsort(-scores[candidates], kind="stable")[:k]]
 
 
+def _better(scores, rows, query, part, start, rough, k):
+    """Renew a query's top `k`, `scores` of `rows`, with those of a block's rows whose `rough` scores may reach it."""
+    at_least = scores[-1] if len(scores) == k else -np.inf
+    if k < len(rough):
+        at_least = max(at_least, np.partition(rough, -k)[-k])
+    near = np.flatnonzero(rough >= at_least - ROUGH)
+    # Summed in double, rounded once: equal vectors get equal scores whatever the shape of the block.
+    scores = np.concatenate([scores, (part[near].astype(np.float64) @ query).astype(np.float32)])
+    best = _top(scores, k)
+    return scores[best], np.concatenate([rows, start + near])[best]
+
+
 def _check_lengths(what, items, names):
     if len(items) != len(names):
         raise ValueError(f"{len(items)} {what} came with {len(names)} names")
@@ -180,24 +199,31 @@ def _as_list(items):
     return [items] if isinstance(items, str | Path | Image.Image) else list(items)
 
 
-def _to_json(value):
+def to_json(value):
+    """Return a name that JSON does not know, a path or NumPy's number, in a form that it does."""
     return {"$path": str(value)} if isinstance(value, Path) else value.item()
 
 
-def _from_json(value):
+def from_json(value):
+    """Return the name that :func:`to_json` was given."""
     return Path(value["$path"]) if value.keys() == {"$path"} else value
+
+
+def _made_by(model):
+    return model.fingerprint() if hasattr(model, "fingerprint") else None
 
 
 def stored_index(model, images, captions, folder: str | Path, progress=False, **options) -> tuple[Index, list[str]]:
     """Index images and captions, kept in `folder` from call to call: only what is new or changed is embedded.
 
     In the index an image goes by its position in `images`, and one that cannot be read is left out: a sentence on each
-    of those is returned, too. The options go to `encode_image`. Saves as it goes: an interruption loses half a minute.
+    of those is returned, too. In the folder it goes by what `identity` tells of it (`path_of` leads back to the file).
+    The options go to `encode_image`. Saves as it goes: an interruption loses half a minute.
     """
     position = {_identity(image): i for i, image in enumerate(images)}
     old, index, faults = Index(), Index(model), []
-    with contextlib.suppress(ValueError):  # there is none yet, or not a whole one
-        old = Index.load(folder)
+    with contextlib.suppress(ValueError):  # there is none yet, or not a whole one, or one of another model
+        old = Index.load(folder, model)
     for kind, wanted in (("images", position), ("captions", dict.fromkeys(captions))):
         rows = [row for row, name in enumerate(old.names[kind]) if name in wanted]
         if rows:
@@ -205,18 +231,20 @@ def stored_index(model, images, captions, folder: str | Path, progress=False, **
     index.add_captions(captions)
     known, saved = set(index.names["images"]), time.monotonic()
     new = [name for name in position if name not in known]
-    for start in tqdm(range(0, len(new), 32), "images", disable=no_bar(progress) or not new):
-        batch = new[start : start + 32]
-        pictures = [images[position[name]] for name in batch]
-        try:
-            index.add_images(pictures, batch, **options)
-        except DataError:
-            good, bad = readable(pictures)
-            index.add_images([pictures[i] for i in good], [batch[i] for i in good], **options)
-            faults += bad
-        if time.monotonic() - saved > SAVE_EVERY:
-            index.save(folder)
-            saved = time.monotonic()
+    with tqdm(total=len(new), desc="images", unit="image", disable=no_bar(progress) or not new) as bar:
+        for start in range(0, len(new), 32):
+            batch = new[start : start + 32]
+            pictures = [images[position[name]] for name in batch]
+            try:
+                index.add_images(pictures, batch, **options)
+            except DataError:
+                good, bad = readable(pictures)
+                index.add_images([pictures[i] for i in good], [batch[i] for i in good], **options)
+                faults += bad
+            bar.update(len(batch))
+            if time.monotonic() - saved > SAVE_EVERY:
+                index.save(folder)
+                saved = time.monotonic()
     if index.names != old.names:
         index.save(folder)
     index.names["images"] = [position[name] for name in index.names["images"]]
@@ -224,7 +252,12 @@ def stored_index(model, images, captions, folder: str | Path, progress=False, **
 
 
 def _identity(image):
-    return f"{Path(image).resolve().parent} {identity(image)}" if isinstance(image, Path) else identity(image)
+    return f"{Path(image).resolve().parent}/{identity(image)}" if isinstance(image, Path) else identity(image)
+
+
+def path_of(name: str) -> Path:
+    """Return the file behind the name of an image in the folder of a `stored_index`: path, size and time."""
+    return Path(name.rsplit(" ", 2)[0])
 
 
 def evaluate(model, data, progress: bool = False) -> dict:

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -105,7 +106,9 @@ def fit(
             while not _finished(history, config):
                 row = learner.train_epoch(len(history), bar, max((r["dev_mean_recall"] for r in history), default=0))
                 with learner.averaged_weights():
-                    row |= dev_recalls(model, dev_outputs)
+                    if accelerator.is_main_process:
+                        row |= dev_recalls(model, dev_outputs)
+                    [row] = broadcast_object_list([row])  # all processes stop after the same epoch
                     history.append(row)
                     if accelerator.is_main_process and _best(history) == len(history) - 1:
                         model.save(folder)
@@ -236,7 +239,7 @@ class Learner:
         """Run one epoch and return its row of history; ``seconds`` counts training only."""
         losses, started = [], time.perf_counter()
         rng = np.random.default_rng([self.config.seed, epoch, 1])
-        torch.manual_seed(self.config.seed * 100_003 + epoch)  # dropout
+        torch.manual_seed(self.config.seed * 100_003 + epoch + 1009 * self.accelerator.process_index)  # dropout
         self.model.train()
         for batch in epoch_batches(self.config, self.outputs, epoch):
             losses.append(self.train_step(*self._share(*batch), rng))

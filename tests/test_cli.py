@@ -69,6 +69,23 @@ def test_search_by_sentence_and_by_image(run, photos, capsys):
     assert capsys.readouterr().out.splitlines() == lines
 
 
+def test_embed_keeps_an_index_that_search_opens(run, photos, tmp_path_factory, capsys):
+    out = str(tmp_path_factory.mktemp("index"))
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    embed = ["embed", str(photos), "--out", out, "--checkpoint", str(run)]
+    assert main(embed) == 0
+    said = capsys.readouterr()
+    assert re.search(r"left out: Cannot read the image .*broken.jpg", said.err)
+    assert f"{out}: 3 of 4 images" in said.out
+    (photos / "broken.jpg").unlink()
+    assert main(["search", "a thing on a beach", "--index", out, "--checkpoint", str(run)]) == 0
+    from_index = capsys.readouterr().out
+    assert main(["search", "a thing on a beach", "--images", str(photos), "--checkpoint", str(run)]) == 0
+    assert capsys.readouterr().out == from_index
+    assert main(["search", "a thing on a beach", "--index", out]) == 2
+    assert "made with another model" in capsys.readouterr().err
+
+
 def test_download_from_a_folder(tmp_path, capsys):
     """What a whole copy looks like is tested in test_archives.py; here, that the options arrive."""
     with zipfile.ZipFile(tmp_path / "Flickr8k_Dataset.zip", "w") as file:
@@ -100,6 +117,8 @@ def test_download_from_a_folder(tmp_path, capsys):
         (["evaluate", "--data", "flickr8k", "--root", "PHOTOS", "--checkpoint", "RUN"], "miniclip download flickr8k"),
         (["evaluate", "--data", "sample", "--limit", "5", "--checkpoint", "nothing"], "no checkpoint 'nothing'"),
         (["search", "a dog", "--images", "no-such-folder", "--checkpoint", "RUN"], "no folder no-such-folder"),
+        (["search", "a dog", "--index", "no-such-index", "--checkpoint", "RUN"], "no whole index in no-such-index"),
+        (["embed", "no-such-folder", "--out", "PHOTOS", "--checkpoint", "RUN"], "no folder no-such-folder"),
         (["search", " ", "--images", "PHOTOS", "--checkpoint", "RUN"], "the query is empty"),
         (
             ["search", "no.jpg", "--by-image", "-k", "1", "--images", "PHOTOS", "--checkpoint", "RUN"],

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minicliplib.retrieval import Index, _top
+from minicliplib.retrieval import Index, _better, path_of, stored_index
 
 DIM = 16
 PATHS = [Path(f"photos/{name}.jpg") for name in ("dog", "cat", "boat", "tree", "house", "kite")]
@@ -90,15 +90,15 @@ def test_many_queries_are_searched_within_a_budget_of_scores(monkeypatch):
     whole = of_vectors(stored).search_vectors(queries, 5)
     sizes = []
 
-    def top(scores, k):
-        sizes.append(len(scores))
-        return _top(scores, k)
+    def better(scores, rows, query, part, start, rough, k):
+        sizes.append(len(rough))
+        return _better(scores, rows, query, part, start, rough, k)
 
     monkeypatch.setattr("minicliplib.retrieval.SCORES_AT_A_TIME", 100)
-    monkeypatch.setattr("minicliplib.retrieval._top", top)
+    monkeypatch.setattr("minicliplib.retrieval._better", better)
     for one, other in zip(whole, of_vectors(stored).search_vectors(queries, 5), strict=True):
         assert np.array_equal(one, other)
-    assert sizes == [3] * 33 + [3 + 3] * 33 + [5 + 3] * 33 * 28
+    assert sizes == [3] * 33 * 30
 
 
 def test_search_by_sentence_and_by_photo(index):
@@ -232,3 +232,36 @@ def test_missing_damaged_and_foreign_indexes_are_named(index, tmp_path):
         listing.write_text(content)
         with pytest.raises(ValueError, match="no whole index"):
             Index.load(tmp_path)
+
+
+def test_an_index_of_another_model_is_refused(index, tmp_path):
+    one, other = StandIn(), StandIn()
+    one.fingerprint, other.fingerprint = lambda: "one", lambda: "other"
+    Index(one).add_images(PATHS).save(tmp_path)
+    assert len(Index.load(tmp_path, one)) == len(Index.load(tmp_path)) == len(Index.load(tmp_path, StandIn())) == 6
+    with pytest.raises(ValueError, match="was made with another model"):
+        Index.load(tmp_path, other)
+
+
+def test_a_stored_index_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
+    files = [tmp_path / f"{name}.png" for name in range(100)]
+    for i, path in enumerate(files):
+        Image.new("RGB", (i + 1, 4)).save(path)
+    model, encode = StandIn(), StandIn.encode_image
+
+    def cut_off(self, images):
+        if len(self.shown) > 60:
+            raise KeyboardInterrupt
+        return encode(self, images)
+
+    monkeypatch.setattr("minicliplib.retrieval.SAVE_EVERY", 0)
+    monkeypatch.setattr(StandIn, "encode_image", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        stored_index(model, files, [], tmp_path / "index")
+    monkeypatch.setattr(StandIn, "encode_image", encode)
+    again = StandIn()
+    index, faults = stored_index(again, files, [], tmp_path / "index")
+    assert (len(index), faults) == (100, [])
+    assert again.shown == files[64:]  # two batches of 32 were kept
+    names = Index.load(tmp_path / "index").names["images"]
+    assert [path_of(name) for name in names] == [path.resolve() for path in files]

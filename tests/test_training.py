@@ -1,6 +1,12 @@
 """Training with the real encoders on a few real pairs."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
@@ -267,3 +273,31 @@ def test_dev_is_embedded_as_the_user_embeds(few):
     images, captions = embed(model, TrunkOutputs(model, few), batch_size=5)
     assert torch.allclose(images, model.encode_image(few.images), atol=1e-4)
     assert torch.allclose(captions, model.encode_text(few.flat_captions), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_of_twice_the_batch(pairs, tmp_path):
+    """``torchrun`` and all: the same losses and weights, the dev split measured once, one writer."""
+    tuned = {"encoders.image_trainable": 1, "encoders.text_trainable": 1}
+    plain = {"heads.dropout": 0.0, "train.cache_dtype": "float32", "train.batch_size": 16, "train.epochs": 2}
+    settings = mc.Config().updated(**tuned, **plain, **{"data.limit": 32, "train.average": 0.5})
+    arguments = [f"--set={name}={json.dumps(value)}" for name, value in settings.flat().items() if value is not None]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--standalone",
+        "--local_addr=127.0.0.1",
+    ]
+    command = [*launch, "-m", "minicliplib", "train", *arguments, "--out", str(tmp_path / "two")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr
+    one = mc.fit(settings, tmp_path / "one")
+    two = pd.read_csv(tmp_path / "two" / "history.csv")
+    assert two["loss"].tolist() == pytest.approx(one.history["loss"].tolist(), abs=1e-4)
+    assert two["logit_scale"].tolist() == pytest.approx(one.history["logit_scale"].tolist(), abs=1e-4)
+    for name, tensor in mc.load(tmp_path / "two").learned_state().items():
+        assert torch.allclose(tensor, one.model.learned_state()[name], atol=2e-3), name
+    assert result.stdout.count("checkpoint, config and history") == 1

@@ -1,0 +1,59 @@
+"""The index on LanceDB, embedded: the same answers as the exact one, on 100,000 vectors and from disk."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_retrieval import PATHS, StandIn, unit
+
+from minicliplib.engine import EngineIndex
+from minicliplib.retrieval import Index
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    rng = np.random.default_rng(0)
+    centres = unit(rng, 500, 256)  # as real collections do, these have many of a kind
+    near = centres[rng.integers(500, size=100_000)] + 0.05 * rng.standard_normal((100_000, 256))
+    return (near / np.linalg.norm(near, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.slow
+def test_100_000_vectors_are_found_as_the_exact_index_finds_them(vectors, tmp_path):
+    names = list(range(len(vectors)))
+    EngineIndex(tmp_path / "photos.lance").add_vectors("images", vectors, names)
+    engine = EngineIndex(tmp_path / "photos.lance")
+    assert len(engine) == 100_000
+    assert engine.names["images"] == names
+    exact = Index().add_vectors("images", vectors, names)
+    for one, other in zip(engine.search_vectors(vectors[:9], 10), exact.search_vectors(vectors[:9], 10), strict=True):
+        assert np.allclose(one, other, atol=1e-5)
+    engine.approximate(num_partitions=64)
+    rows, truth = engine.search_vectors(vectors[:9], 10)[1], exact.search_vectors(vectors[:9], 10)[1]
+    assert np.mean([len({*a} & {*b}) / 10 for a, b in zip(rows, truth, strict=True)]) > 0.8
+
+
+def test_sentences_and_photos_find_what_they_find_in_an_index(tmp_path):
+    engine, plain = EngineIndex(tmp_path, StandIn()), Index(StandIn())
+    for index in (engine, plain):
+        index.add_images(PATHS[:4]).add_images(PATHS).add_captions(["dog", "cat", "a boat"])
+    reopened = EngineIndex(tmp_path, StandIn())
+    assert len(engine) == len(reopened) == len(plain) == 6
+    for query, among in (("kite", "images"), (PATHS[1], "captions"), (Path("photos/dog.jpg"), "images")):
+        found = plain.search(query, 3, among)
+        for index in (engine, reopened):
+            assert [name for name, _ in index.search(query, 3, among)] == [name for name, _ in found]
+            assert [s for _, s in index.search(query, 3, among)] == pytest.approx([s for _, s in found], abs=1e-5)
+    assert len(reopened.add_images([*PATHS, "new.jpg"])) == 7
+
+
+def test_mistakes_are_named_as_an_index_names_them(tmp_path):
+    engine = EngineIndex(tmp_path, StandIn()).add_images(PATHS)
+    with pytest.raises(ValueError, match="k must be from 1 to 6"):
+        engine.search("dog", k=7)
+    with pytest.raises(ValueError, match="the vectors have 8 dimensions, but the index has 16"):
+        engine.search_vectors(unit(np.random.default_rng(0), 1, 8), 1)
+    with pytest.raises(ValueError, match="only once"):
+        engine.add_vectors("images", unit(np.random.default_rng(0), 1), [PATHS[0]])
+    with pytest.raises(TypeError, match="opens what is there"):
+        EngineIndex.load(tmp_path)
