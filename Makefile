@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATASET ?= sample
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: run test demo refresh screenshots bench data clean
+.PHONY: run test demo refresh screenshots bench bench-towers bench-scale bench-cross data clean
 
 run: $(VENV)/.installed        ## run notebooks 01-07 on the sample into out/, and print the result
 	$(BIN)/python notebooks/run.py --dataset $(DATASET)
@@ -28,6 +28,15 @@ screenshots: $(VENV)/.installed ## photograph the demo into figures/demo (needs 
 
 bench: $(VENV)/.installed      ## print the measured speeds, costs and scores
 	$(BIN)/python benchmarks/bench.py
+
+bench-towers: $(VENV)/.installed ## measure every tower on this machine, for the README's table
+	$(BIN)/python benchmarks/towers.py
+
+bench-scale: $(VENV)/.installed ## measure search and memory at scale (FAISS too, with the extra "bench")
+	$(BIN)/python benchmarks/scale.py
+
+bench-cross: $(VENV)/.installed ## train and test across Flickr8k and COCO (both must be in data/; an hour or two)
+	$(BIN)/python benchmarks/cross.py
 
 data: $(VENV)/.installed       ## download Flickr8k into data/
 	$(BIN)/miniclip download flickr8k

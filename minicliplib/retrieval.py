@@ -103,9 +103,10 @@ class Index:
         stored, queries = self.vectors[among], self._checked(vectors)
         block = max(1, min(block, SCORES_AT_A_TIME // max(1, len(queries))))
         found = [(np.empty(0, np.float32), np.empty(0, np.int64))] * len(queries)
+        single = torch.empty(min(block, len(stored)), stored.shape[1])  # a block in single precision
         for start in range(0, len(stored), block):
-            part = np.array(stored[start : start + block])  # read from disk, where the index lies there
-            rough = (torch.from_numpy(queries) @ torch.from_numpy(part).float().T).numpy()  # (q, block)
+            part = stored[start : start + block]
+            rough = (torch.from_numpy(queries) @ single[: len(part)].copy_(torch.from_numpy(part)).T).numpy()
             for i, query in enumerate(queries.astype(np.float64)):
                 found[i] = _better(*found[i], query, part, start, rough[i], k)
         return tuple(np.array(column).reshape(len(queries), k) for column in zip(*found, strict=True))
@@ -134,7 +135,7 @@ class Index:
         try:
             saved = json.loads((folder / "index.json").read_text(encoding="utf-8"), object_hook=from_json)
             index.names = saved["names"]
-            index.vectors = {kind: np.load(folder / file, mmap_mode="r") for kind, file in saved["files"].items()}
+            index.vectors = {kind: np.load(folder / file, mmap_mode="c") for kind, file in saved["files"].items()}
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"there is no whole index in {folder}: {error}") from error
         if None not in (made_by := (_made_by(model), saved.get("model"))) and len({*made_by}) > 1:

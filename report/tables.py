@@ -34,10 +34,11 @@ def renewed(readme: str) -> str:
 
 
 def tables() -> str:
-    """Return a retrieval table per dataset that has results, Flickr8k first, then zero-shot and human judgement."""
-    retrieval = [table(dataset) for dataset in ("flickr8k", "sample") if source(dataset).exists()]
-    more = (zero_shot, "05_zero_shot"), (human, "06_embedding")
-    return "\n".join([*retrieval, *(f() for f, topic in more if source("flickr8k", topic).exists())])
+    """Return a retrieval table per dataset that has results, Flickr8k first, and then what else was measured."""
+    parts = [table(dataset) for dataset in ("flickr8k", "coco", "sample") if source(dataset).exists()]
+    more = (cross, source("benchmarks", "cross")), (zero_shot, source("flickr8k", "05_zero_shot"))
+    more += (human, source("flickr8k", "06_embedding")), (towers, source("benchmarks", "towers"))
+    return "\n".join([*parts, *(part() for part, path in more if path.exists())])
 
 
 def source(dataset: str, topic: str = "04_retrieval") -> Path:
@@ -70,6 +71,29 @@ def human() -> str:
         + "".join(f"| {name} | {expert} | {crowd} |\n" for name, (expert, crowd) in JUDGED.items())
         + f"\n{link('flickr8k', '06_embedding')}\n"
     )
+
+
+def cross() -> str:
+    """Return mean recall, the average of six, of each training set's model on each dataset, dev and test."""
+    metrics = json.loads(source("benchmarks", "cross").read_text())["metrics"]
+    heads = [(dataset, split) for dataset in ("flickr8k", "coco") for split in ("dev", "test")]
+    lines = ["| mean recall, trained on | " + " | ".join(f"{d} {s}" for d, s in heads) + " |", "|---" * 5 + "|"]
+    for trained_on, reports in metrics.items():
+        cells = [f"{100 * reports[d][s]['scores']['mean_recall']:.1f}" for d, s in heads]
+        lines.append(f"| {trained_on} | {' | '.join(cells)} |")
+    return "\n".join(lines) + f"\n\n{link('benchmarks', 'cross')}\n"
+
+
+def towers() -> str:
+    """Return what each tower weighs, costs and is worth in speed."""
+    record = json.loads(source("benchmarks", "towers").read_text())
+    heads = "tower | parameters (million) | GFLOPs an item | items a second | memory (MiB) | weights | licence"
+    lines = [f"| {heads} |", "|---" * 7 + "|"]
+    for name, row in record["metrics"]["towers"].items():
+        speed = f"{row['items_per_second']['float32']:,.0f}"
+        numbers = f"{row['parameters'] / 1e6:.1f} | {row['gflops']:.2f} | {speed} | {row['peak_mib']:,.0f}"
+        lines.append(f"| `{name}` | {numbers} | {row['weights']} | {row['licence']} |")
+    return "\n".join(lines) + f"\n\n{link('benchmarks', 'towers')}\n"
 
 
 def interval(ends: list[float]) -> str:
