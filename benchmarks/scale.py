@@ -29,7 +29,7 @@ from minicliplib.training import epoch_batches
 from minicliplib.trunk import TrunkOutputs
 
 ROWS, DIM = 1_000_000, 256
-BATCHES, CHUNK = (64, 128, 256, 512, 1024), 64
+BATCHES, CHUNK = (64, 128, 256, 512), 64
 RECORDS = (25_000, 50_000, 100_000, 200_000)
 
 
@@ -125,7 +125,7 @@ def batch(size: str, chunk: str) -> dict:
     return {"batch": size, "chunk": chunk, "mib": memory("VmHWM") - before}
 
 
-def records(n: str, steps: int = 20) -> dict:
+def records(n: str, steps: int = 3) -> dict:
     """Return the memory held after a few steps' reading on n synthetic images of five captions, states on disk."""
     n, before = int(n), memory("RssAnon")
     text = "a child in a red coat flies a kite with a long tail over the wide and sunny beach"

@@ -189,8 +189,15 @@ def _looks(pixels: Tensor, count: int) -> list[Tensor]:
     return [pixels, pixels.flip(-1), middle, middle.flip(-1)]
 
 
-def load(name: str | Path, device: str | torch.device = "cpu") -> MiniCLIP:
+def best_device() -> str:
+    """Return the fastest kind of device that torch finds here: "cuda", "mps" or "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def load(name: str | Path, device: str | torch.device | None = None) -> MiniCLIP:
     """Load a model by the name of a shipped checkpoint, a run or checkpoint folder, or a hub id.
+
+    It goes to ``device`` (default: the best one there is).
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged, or of another shape or version.
@@ -217,7 +224,7 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> MiniCLIP:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is not a whole checkpoint ({type(error).__name__}: {error}).") from error
     model.load_learned_state(tensors)
-    return model.to(device)
+    return model.to(device or best_device())
 
 
 def _fetch(name: str, **options) -> Path:

@@ -212,13 +212,14 @@ def two_pass_backward(config: Config, model: MiniCLIP, image, text, mask, owner)
     vectors, random_states = [], []
     with torch.no_grad():
         for rows, texts in chunks:
-            random_states.append(torch.get_rng_state())
+            random_states.append((torch.get_rng_state(), torch.cuda.get_rng_state_all()))  # no GPU: an empty list
             vectors.append(model(image[rows], text[texts], mask[texts])[:2])
     image_vectors, text_vectors = (torch.cat(part).requires_grad_() for part in zip(*vectors, strict=True))
     loss = contrastive_loss(config.loss.name, image_vectors, text_vectors, model.scale(), owner)
     loss.backward()
     for (rows, texts), state in zip(chunks, random_states, strict=True):
-        torch.set_rng_state(state)
+        torch.set_rng_state(state[0])
+        torch.cuda.set_rng_state_all(state[1])
         part = model(image[rows], text[texts], mask[texts])[:2]
         torch.autograd.backward(part, [image_vectors.grad[rows], text_vectors.grad[texts]])
     return loss.detach()

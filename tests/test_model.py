@@ -280,3 +280,10 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint(tuned, copy, monkeypatch)
         tuned.save(copy)
     assert (copy / "model.safetensors").read_bytes() == before
     mc.load(copy)
+
+
+@pytest.mark.parametrize(("cuda", "mps", "best"), [(1, 1, "cuda"), (1, 0, "cuda"), (0, 1, "mps"), (0, 0, "cpu")])
+def test_the_best_device_is_found(monkeypatch, cuda, mps, best):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert mc.model.best_device() == best
