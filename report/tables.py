@@ -138,6 +138,9 @@ def table(dataset: str) -> str:
     """Return one dataset's rows: trained with intervals, untrained, chance, and what was published."""
     metrics = json.loads(source(dataset).read_text())["metrics"]
     pool = f"**{dataset}** test, {metrics['chance']['images']:,} images × {metrics['chance']['captions']:,} captions"
+    if dataset == "coco":
+        splits = json.loads(source(dataset, "01_data").read_text())["metrics"]["splits"]
+        pool += f"; trained on {splits['train']['images']:,}: a subset of val2017, mostly with people"
     rows = [row("**Mini-CLIP**", metrics["trained"], metrics["interval"])]
     rows += [row("towers as pretrained, heads untrained", metrics["untrained"]), row("chance", metrics["chance"])]
     for name, values in PUBLISHED.items() if dataset == "flickr8k" else ():
