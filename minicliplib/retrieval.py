@@ -109,7 +109,8 @@ class Index:
             rough = (torch.from_numpy(queries) @ single[: len(part)].copy_(torch.from_numpy(part)).T).numpy()
             for i, query in enumerate(queries.astype(np.float64)):
                 found[i] = _better(*found[i], query, part, start, rough[i], k)
-        return tuple(np.array(column).reshape(len(queries), k) for column in zip(*found, strict=True))
+        shape = (len(queries), k)
+        return np.reshape([s for s, _ in found], shape), np.reshape([rows for _, rows in found], shape)
 
     def save(self, folder: str | Path, dtype=np.float32) -> None:
         """Write the index to `folder`; one cut short leaves the old index whole. `np.float16` halves it."""

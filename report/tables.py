@@ -94,6 +94,12 @@ def towers() -> str:
         speed = f"{row['items_per_second']['float32']:,.0f}"
         numbers = f"{row['parameters'] / 1e6:.1f} | {row['gflops']:.2f} | {speed} | {row['peak_mib']:,.0f}"
         lines.append(f"| `{name}` | {numbers} | {row['weights']} | {row['licence']} |")
+    where = f"torch {record['versions']['torch']}, {record['machine']['threads']} threads"
+    gpu = record["metrics"]["gpu"] or "none was at hand"
+    lines += [
+        "",
+        f"Towers alone, without the projection heads and ImageNet's classifier, on a CPU ({where}); GPU: {gpu}.",
+    ]
     return "\n".join(lines) + f"\n\n{link('benchmarks', 'towers')}\n"
 
 

@@ -122,6 +122,11 @@ def test_each_image_and_caption_is_in_once(index):
     assert len(index.vectors["images"]) == 7
 
 
+def test_no_query_finds_nothing():
+    scores, rows = of_vectors(unit(np.random.default_rng(4), 9)).search_vectors(np.empty((0, DIM)), 3)
+    assert scores.shape == rows.shape == (0, 3)
+
+
 def test_images_without_a_path_go_by_name_or_row():
     pictures = [Image.new("RGB", (size, 8)) for size in (5, 6, 7)]
     index = Index(StandIn()).add_images(["a.jpg", "a.jpg", pictures[0]]).add_images(pictures[1])
