@@ -43,16 +43,20 @@ class HeadConfig:
     kind: str = "mlp"  # "mlp" (residual, with LayerNorm) or "linear"
     dim: int = 256  # width of the shared space
     dropout: float = 0.1
+    image_dropout: float = 0.0  # of the image tower's features, on their way into the head
 
 
 @dataclass(frozen=True)
 class LossConfig:
     """What pulls pairs together."""
 
-    name: str = "infonce"  # "infonce", "multi_positive" or "sigmoid"
+    name: str = "infonce"  # "infonce", "multi_positive", "sigmoid" or "max_margin"
     captions_per_image: int = 1  # in a batch; more than one needs a loss with several positives
     temperature: float = 0.07  # at the start; the logit scale is its inverse
     learn_temperature: bool = True
+    max_scale: float = 100.0  # above which the logit scale is not used (CLIP, section 2.5)
+    soft: float = 0.0  # share of targets softened by how alike the captions are to the pretrained text tower
+    soft_temperature: float = 0.1  # of that likeness
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def _flatten(tree: dict) -> dict:
     return flat
 
 
-_FLICKR8K = Config(
+_TUNED = Config(
     data=DataConfig("flickr8k"),
     encoders=EncoderConfig(image_trainable=6, text_trainable=2, looks=4),
     heads=HeadConfig(dim=512),
@@ -140,10 +144,13 @@ _FLICKR8K = Config(
 )
 PRESETS = {
     "sample": Config(),
-    "flickr8k": _FLICKR8K,
+    "flickr8k": _TUNED.updated(
+        **{"heads.image_dropout": 0.4, "loss.temperature": 0.04, "loss.soft": 0.5},
+        **{"train.views": 10, "train.epochs": 14},
+    ),
     # For a part of val2017, where few images make short epochs.
-    "coco": _FLICKR8K.updated(**{"data.name": "coco", "train.epochs": 40, "train.batch_size": 128}),
-    "mixed": _FLICKR8K.updated(**{"data.name": "flickr8k+sample"}),  # for the demo, which shows photos and scenes
+    "coco": _TUNED.updated(**{"data.name": "coco", "train.epochs": 40, "train.batch_size": 128}),
+    "mixed": _TUNED.updated(**{"data.name": "flickr8k+sample"}),  # for the demo, which shows photos and scenes
 }
 
 

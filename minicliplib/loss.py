@@ -43,11 +43,48 @@ def sigmoid(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor) -> Tensor
     return -F.logsigmoid(torch.where(positive, logits, -logits)).sum() / len(image)
 
 
-LOSSES = {"infonce": infonce, "multi_positive": multi_positive, "sigmoid": sigmoid}
+def max_margin(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor, margin: float = 0.2) -> Tensor:
+    """Hinge loss against the hardest wrong caption and the hardest wrong image (VSE++, Faghri et al. 2018, eq. 6).
+
+    The mean over captions; the logit scale plays no part in it.
+    """
+    sim = image @ text.T  # (B, M)
+    positive = owner == torch.arange(len(image), device=sim.device)[:, None]
+    wrong = sim.masked_fill(positive, -torch.inf)
+    hardest = torch.stack([wrong.amax(1)[owner], wrong.amax(0)])  # (2, M): a caption, an image
+    matching = sim[owner, torch.arange(len(text), device=sim.device)]  # (M,)
+    return F.relu(margin + hardest - matching).sum(0).mean() + 0 * scale  # a gradient for all, as DDP wants
 
 
-def contrastive_loss(name: str, image: Tensor, text: Tensor, scale: Tensor, owner: Tensor | None = None) -> Tensor:
+LOSSES = {"infonce": infonce, "multi_positive": multi_positive, "sigmoid": sigmoid, "max_margin": max_margin}
+
+
+def soft_targets(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor, likeness: Tensor) -> Tensor:
+    """Cross-entropy both ways against targets spread over all that is alike (after SoftCLIP, Gao et al. 2024).
+
+    ``likeness`` (M, M) holds logits of how alike the captions are; an image stands for the mean over its captions. So
+    another photo of a running dog is less wrong than one of a bride.
+    """
+    own = F.one_hot(owner, len(image)).to(likeness)  # (M, B)
+    own = own / own.sum(0)
+    logits = scale * image @ text.T  # (B, M)
+    image_to_text = F.cross_entropy(logits, (own.T @ likeness).softmax(1))
+    return (image_to_text + F.cross_entropy(logits.T, (likeness @ own).softmax(1))) / 2
+
+
+def contrastive_loss(
+    name: str,
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    owner: Tensor | None = None,
+    meaning: Tensor | None = None,
+    soft: float = 0.0,
+    soft_temperature: float = 0.1,
+) -> Tensor:
     """Compute a loss by name over the whole batch; under several processes, over all their batches together.
+
+    With ``meaning``, (M, D) unit vectors of the captions, the share ``soft`` of it is :func:`soft_targets`.
 
     Raises:
         ValueError: unknown name, captions of fewer than two images (no negatives), or sizes that disagree.
@@ -59,13 +96,16 @@ def contrastive_loss(name: str, image: Tensor, text: Tensor, scale: Tensor, owne
     if len(text) != len(owner):
         raise ValueError(f"{len(text)} captions do not match {len(image)} images; say which belongs to which.")
     if dist.is_available() and dist.is_initialized():
-        image, text, owner = gather_with_gradient(image, text, owner)
+        image, text, owner, meaning = gather_with_gradient(image, text, owner, meaning)
     if len(owner.unique()) < 2:
         raise ValueError("A contrastive loss needs captions of at least two images: one alone has no negatives.")
-    return LOSSES[name](image, text, scale, owner)
+    loss = LOSSES[name](image, text, scale, owner)
+    if meaning is None or not soft:
+        return loss
+    return (1 - soft) * loss + soft * soft_targets(image, text, scale, owner, meaning @ meaning.T / soft_temperature)
 
 
-def gather_with_gradient(image: Tensor, text: Tensor, owner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def gather_with_gradient(image: Tensor, text: Tensor, owner: Tensor, meaning: Tensor | None = None) -> tuple:
     """Concatenate the batches of all processes, letting gradients flow back to each one's own part.
 
     Every process must hold equally many images and captions. Each computes the whole loss, so the sum
@@ -73,7 +113,11 @@ def gather_with_gradient(image: Tensor, text: Tensor, owner: Tensor) -> tuple[Te
     """
     from torch.distributed.nn.functional import all_gather
 
-    parts = [torch.empty_like(owner) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, owner)
-    owner = torch.cat([part + rank * len(image) for rank, part in enumerate(parts)])
-    return torch.cat(all_gather(image)), torch.cat(all_gather(text)), owner
+    def gather(tensor):
+        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        return parts
+
+    owner = torch.cat([part + rank * len(image) for rank, part in enumerate(gather(owner))])
+    meaning = None if meaning is None else torch.cat(gather(meaning))
+    return torch.cat(all_gather(image)), torch.cat(all_gather(text)), owner, meaning

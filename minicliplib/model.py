@@ -21,7 +21,6 @@ from .config import Config, HeadConfig, no_bar, write_atomically
 from .encoders import EncoderError, ImageEncoder, ImageLike, TextEncoder
 
 FORMAT = 1  # of the checkpoint folder: config.json + model.safetensors
-MAX_LOGIT_SCALE = math.log(100)  # CLIP, section 2.5: the scale is kept from growing past 100
 SHIPPED = Path(__file__).parent / "assets" / "checkpoints"
 
 
@@ -32,8 +31,9 @@ class CheckpointError(ValueError):
 class ProjectionHead(nn.Module):
     """Maps a tower's features into the shared space: (B, D) -> (B, E); not yet of unit length."""
 
-    def __init__(self, width: int, config: HeadConfig):
+    def __init__(self, width: int, config: HeadConfig, dropout: float = 0.0):
         super().__init__()
+        self.dropout = nn.Dropout(dropout)  # of the features
         if config.kind not in ("linear", "mlp"):
             raise ValueError(f"Unknown projection head {config.kind!r}. Known: linear, mlp.")
         self.project = nn.Linear(width, config.dim)
@@ -44,7 +44,7 @@ class ProjectionHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) -> (B, E)."""
-        x = self.project(features)
+        x = self.project(self.dropout(features))
         return x if self.residual is None else self.norm(x + self.residual(x))
 
 
@@ -64,7 +64,7 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         self.image_encoder = ImageEncoder(enc.image, enc.image_trainable, pretrained)
         self.text_encoder = TextEncoder(enc.text, enc.text_trainable, enc.max_tokens, dropout, pretrained)
         self.dim = heads.dim
-        self.image_head = ProjectionHead(self.image_encoder.dim, heads)
+        self.image_head = ProjectionHead(self.image_encoder.dim, heads, heads.image_dropout)
         self.text_head = ProjectionHead(self.text_encoder.dim, heads)
         scale = torch.tensor(-math.log(self.config.loss.temperature))
         self.logit_scale = nn.Parameter(scale, requires_grad=self.config.loss.learn_temperature)
@@ -76,12 +76,12 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         return self.logit_scale.device
 
     def forward(self, image_hidden: Tensor, text_hidden: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Trunk outputs of B images and M captions -> unit vectors (B, E), (M, E) and the scale, at most 100."""
+        """Trunk outputs of B images and M captions -> unit vectors (B, E), (M, E) and the scale."""
         return self.project_image(image_hidden), self.project_text(text_hidden, text_mask), self.scale()
 
     def scale(self) -> Tensor:
-        """Inverse temperature, at most 100."""
-        return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+        """Inverse temperature, at most the config's ``loss.max_scale``."""
+        return self.logit_scale.clamp(max=math.log(self.config.loss.max_scale)).exp()
 
     def project_image(self, hidden: Tensor) -> Tensor:
         """Trunk output -> unit vectors (B, E) float32."""

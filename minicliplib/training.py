@@ -130,6 +130,8 @@ def _check(config: Config, train: CaptionedImages, processes: int) -> None:
     for name in ("epochs", "patience", "views"):
         if getattr(settings, name) < 1:
             raise ValueError(f"train.{name} must be 1 or more, not {getattr(settings, name)}.")
+    if not 0 <= config.loss.soft <= 1:
+        raise ValueError(f"loss.soft is a share, from 0 to 1, not {config.loss.soft}.")
     if settings.cache_dtype not in ("float16", "float32"):
         raise ValueError(f"train.cache_dtype must be float16 or float32, not {settings.cache_dtype!r}.")
     if not 2 <= size <= len(train):
@@ -200,7 +202,7 @@ def augment(config: Config, image: Tensor, mask: Tensor, rng: np.random.Generato
     return image, mask
 
 
-def two_pass_backward(config: Config, model: MiniCLIP, image, text, mask, owner) -> Tensor:
+def two_pass_backward(config: Config, model: MiniCLIP, image, text, mask, owner, meaning=None) -> Tensor:
     """Compute a batch's loss and gradients holding one chunk's activations only (GradCache, Gao et al. 2021).
 
     First all vectors without a graph, then the loss's gradient at the vectors (and at the logit scale, once), then
@@ -215,7 +217,7 @@ def two_pass_backward(config: Config, model: MiniCLIP, image, text, mask, owner)
             random_states.append((torch.get_rng_state(), torch.cuda.get_rng_state_all()))  # no GPU: an empty list
             vectors.append(model(image[rows], text[texts], mask[texts])[:2])
     image_vectors, text_vectors = (torch.cat(part).requires_grad_() for part in zip(*vectors, strict=True))
-    loss = contrastive_loss(config.loss.name, image_vectors, text_vectors, model.scale(), owner)
+    loss = _loss(config, image_vectors, text_vectors, model.scale(), owner, meaning)
     loss.backward()
     for (rows, texts), state in zip(chunks, random_states, strict=True):
         torch.set_rng_state(state[0])
@@ -223,6 +225,11 @@ def two_pass_backward(config: Config, model: MiniCLIP, image, text, mask, owner)
         part = model(image[rows], text[texts], mask[texts])[:2]
         torch.autograd.backward(part, [image_vectors.grad[rows], text_vectors.grad[texts]])
     return loss.detach()
+
+
+def _loss(config: Config, image, text, scale, owner, meaning) -> Tensor:
+    settings = config.loss
+    return contrastive_loss(settings.name, image, text, scale, owner, meaning, settings.soft, settings.soft_temperature)
 
 
 class Learner:
@@ -234,6 +241,7 @@ class Learner:
         self.log_batch = math.log(config.train.batch_size)  # the loss of a model that has learned nothing
         optimiser = torch.optim.AdamW(parameter_groups(config, model), betas=(0.9, 0.98))
         self.wrapped, self.optimiser = accelerator.prepare(model, optimiser)
+        self.meanings = outputs.meanings() if config.loss.soft else None
         self.average = {n: p.clone() for n, p in model.learned_state().items()} if config.train.average else {}
 
     def train_epoch(self, epoch: int, bar: tqdm, best: float) -> dict:
@@ -262,10 +270,11 @@ class Learner:
         text, mask = self.outputs.text_batch(captions)
         image, mask = augment(self.config, self.outputs.image_batch(rows, views), mask, rng)
         owner = torch.from_numpy(owner).to(image.device)
+        meaning = None if self.meanings is None else torch.from_numpy(self.meanings[captions]).to(image.device)
         if self.config.train.chunk_size:
-            loss = two_pass_backward(self.config, self.model, image, text, mask, owner)
+            loss = two_pass_backward(self.config, self.model, image, text, mask, owner, meaning)
         else:
-            loss = contrastive_loss(self.config.loss.name, *self.wrapped(image, text, mask), owner)
+            loss = _loss(self.config, *self.wrapped(image, text, mask), owner, meaning)
             self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         for group in self.optimiser.param_groups:

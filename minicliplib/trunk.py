@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -55,6 +56,20 @@ class TrunkOutputs:
         mask = torch.from_numpy(np.arange(hidden.shape[1]) < lengths[:, None]).long().to(self.model.device)
         hidden = torch.from_numpy(hidden).to(self.model.device)
         return hidden.float() if hidden.is_floating_point() else hidden, mask
+
+    @torch.inference_mode()
+    def meanings(self) -> np.ndarray:
+        """Unit vectors of the captions as the whole text tower gives them now, before it is tuned: (M, D)."""
+        encoder = self.model.text_encoder.eval()
+
+        def compute(part: Path) -> None:
+            out = np.empty((len(self.captions), encoder.dim), np.float32)
+            for rows in self._by_length():
+                out[rows] = F.normalize(encoder(*encoder.prepare([self.captions[j] for j in rows])), dim=-1).cpu()
+            with open(part, "wb") as file:  # np.save would add .npy to a name
+                np.save(file, out)
+
+        return self._stored("meanings", self.captions, compute)
 
     def _run_text(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         ids, mask = self.model.text_encoder.prepare(captions)

@@ -28,7 +28,8 @@ def test_collapsed_vectors_cost_exactly_ln_batch(name, batch):
 def test_a_perfect_match_costs_nearly_nothing(name):
     eye = torch.eye(8)
     assert mc.contrastive_loss(name, eye, eye, torch.tensor(100.0)).item() < (0.01 if name != "sigmoid" else 3)
-    assert mc.contrastive_loss(name, eye, eye.roll(1, 0), torch.tensor(100.0)).item() > 10
+    wrong = mc.contrastive_loss(name, eye, eye.roll(1, 0), torch.tensor(100.0)).item()
+    assert wrong == pytest.approx(2.4) if name == "max_margin" else wrong > 10
 
 
 @pytest.mark.parametrize("name", ["infonce", "sigmoid", "multi_positive"])
@@ -115,29 +116,56 @@ def test_bad_input_gets_one_clear_error():
         mc.contrastive_loss("multi_positive", unit(2), three, SCALE)
     with pytest.raises(ValueError, match="one caption per image"):
         mc.contrastive_loss("infonce", unit(2), three, SCALE, torch.tensor([0, 0, 1]))
-    with pytest.raises(ValueError, match="Known: infonce, multi_positive, sigmoid"):
+    with pytest.raises(ValueError, match="Known: infonce, multi_positive, sigmoid, max_margin"):
         mc.contrastive_loss("triplet", three, three, SCALE)
 
 
-def gradients(name: str, per_image: int, rank: int = 0, world: int = 1) -> list[torch.Tensor]:
+def test_max_margin_by_a_loop():
+    image, text, owner = unit(4), unit(7, 1), torch.tensor([0, 0, 1, 2, 2, 3, 3])
+    sim, total = image @ text.T, 0.0
+    for j, i in enumerate(owner.tolist()):
+        other_image = max(sim[k, j] for k in range(4) if k != i)
+        other_caption = max(sim[i, k] for k in range(7) if owner[k] != i)
+        total += sum(max(0.0, 0.2 + wrong.item() - sim[i, j].item()) for wrong in (other_image, other_caption)) / 7
+    assert mc.contrastive_loss("max_margin", image, text, SCALE, owner).item() == pytest.approx(total, rel=1e-5)
+
+
+def test_soft_targets_by_a_loop():
+    image, text, owner, meaning = unit(3), unit(5, 1), torch.tensor([0, 0, 1, 2, 2]), unit(5, 2)
+    logits, alike, total = 10 * image @ text.T, meaning @ meaning.T / 0.1, 0.0
+    own = [[j for j in range(5) if owner[j] == i] for i in range(3)]
+    for i in range(3):
+        target = torch.stack([alike[own[i], j].mean() for j in range(5)]).softmax(0)
+        total -= (target * logits[i].log_softmax(0)).sum() / 6
+    for j in range(5):
+        target = torch.stack([alike[j, own[i]].mean() for i in range(3)]).softmax(0)
+        total -= (target * logits[:, j].log_softmax(0)).sum() / 10
+    loss = lambda soft: mc.contrastive_loss("multi_positive", image, text, SCALE, owner, meaning, soft)
+    assert loss(1.0).item() == pytest.approx(total.item(), rel=1e-5)
+    assert loss(0.25).item() == pytest.approx(0.75 * loss(0.0).item() + 0.25 * total.item(), rel=1e-5)
+    assert loss(0.0) == mc.contrastive_loss("multi_positive", image, text, SCALE, owner)
+
+
+def gradients(name: str, per_image: int, soft: float, rank: int = 0, world: int = 1) -> list[torch.Tensor]:
     """Loss and gradients of a small model on this process's part of a fixed batch of eight."""
     weight, log_scale = torch.eye(8, requires_grad=True), torch.tensor(2.0, requires_grad=True)
     rows, texts = 8 // world, 8 * per_image // world
     image = F.normalize(unit(8)[rank * rows :][:rows] @ weight, dim=1)
     text = F.normalize(unit(8 * per_image, 1)[rank * texts :][:texts] @ weight.T, dim=1)
     owner = torch.arange(rows).repeat_interleave(per_image)
-    loss = mc.contrastive_loss(name, image, text, log_scale.exp(), owner)
+    meaning = unit(8 * per_image, 2)[rank * texts :][:texts]
+    loss = mc.contrastive_loss(name, image, text, log_scale.exp(), owner, meaning, soft)
     loss.backward()
     return [loss.detach(), weight.grad, log_scale.grad]
 
 
-CASES = [("infonce", 1), ("multi_positive", 2), ("sigmoid", 2)]
+CASES = [("infonce", 1, 0.0), ("multi_positive", 2, 0.5), ("sigmoid", 2, 0.0), ("max_margin", 2, 0.0)]
 
 
 def one_of_two(rank: int, folder: str) -> None:
     distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    for name, per_image in CASES:
-        result = gradients(name, per_image, rank, 2)
+    for name, *options in CASES:
+        result = gradients(name, *options, rank, 2)
         for gradient in result[1:]:
             distributed.all_reduce(gradient)
             gradient /= 2  # what DistributedDataParallel does
@@ -148,8 +176,8 @@ def one_of_two(rank: int, folder: str) -> None:
 @pytest.mark.slow
 def test_two_processes_equal_one_of_twice_the_batch(tmp_path):
     multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
-    for name, per_image in CASES:
+    for name, *options in CASES:
         for rank in (0, 1):
             together = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True)
-            for here, there in zip(gradients(name, per_image), together, strict=True):
+            for here, there in zip(gradients(name, *options), together, strict=True):
                 assert torch.allclose(here, there, atol=1e-5)

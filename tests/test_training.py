@@ -73,21 +73,22 @@ def test_cached_and_uncached_training_agree(few):
     assert histories[True, "float16"] == pytest.approx(histories[False, "float32"], abs=0.02)
 
 
-@pytest.mark.parametrize(("name", "per_image"), [("infonce", 1), ("multi_positive", 2)])
-def test_chunked_gradients_are_the_whole_batchs(name, per_image):
+@pytest.mark.parametrize(("name", "per_image", "soft"), [("infonce", 1, 0.0), ("multi_positive", 2, 0.5)])
+def test_chunked_gradients_are_the_whole_batchs(name, per_image, soft):
     data = mc.load_dataset("sample", "train", limit=10)
     settings = config(TUNED | {"train.batch_size": 10, "train.chunk_size": 4, "loss.name": name})
-    settings = settings.updated(**{"loss.captions_per_image": per_image, "heads.dropout": 0.0})
+    settings = settings.updated(**{"loss.captions_per_image": per_image, "loss.soft": soft, "heads.dropout": 0.0})
     model = mc.MiniCLIP(settings)
     outputs = TrunkOutputs(model, data, cache=False)
     rows, views, captions, owner = next(epoch_batches(settings, outputs, 0))
     owner = torch.from_numpy(owner)
     batch = outputs.image_batch(rows, views), *outputs.text_batch(captions)
-    whole = mc.contrastive_loss(name, *model(*batch), owner)
+    meaning = torch.from_numpy(outputs.meanings()[captions])
+    whole = mc.contrastive_loss(name, *model(*batch), owner, meaning, soft)
     whole.backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    chunked = two_pass_backward(settings, model, *batch, owner)
+    chunked = two_pass_backward(settings, model, *batch, owner, meaning)
     assert chunked.item() == pytest.approx(whole.item(), abs=1e-5)
     assert "logit_scale" in gradients
     for n, parameter in model.named_parameters():
