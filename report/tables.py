@@ -47,11 +47,36 @@ def source(dataset: str, topic: str = "04_retrieval") -> Path:
     return ROOT / "report" / "results" / dataset / f"{topic}.json"
 
 
+def measured(dataset: str, topic: str = "04_retrieval") -> dict:
+    """Return a record of results; where it, or what is asked of it, is missing, the program ends naming the remedy."""
+    path = source(dataset, topic)
+    if not path.exists():
+        raise SystemExit(f"{path.relative_to(ROOT)} is missing. {remedy(dataset, topic)}")
+
+    class Measured(dict):
+        def __missing__(self, key):
+            raise SystemExit(f"{path.relative_to(ROOT)} has no {key!r}. {remedy(dataset, topic)}")
+
+    return json.loads(path.read_text(encoding="utf-8"), object_hook=Measured)
+
+
+def remedy(dataset: str, topic: str) -> str:
+    """Return which notebook or command writes a result or a figure."""
+    if dataset == "benchmarks":
+        return f"Run: make bench-{topic}"
+    if dataset == "demo":
+        return "Run: make screenshots"
+    number = topic[:2]
+    notebook = next((path.name for path in (ROOT / "notebooks").glob(f"{number}_*.ipynb")), f"{topic}.ipynb")
+    data = "sample" if dataset == "photos" else dataset
+    return f"Run notebooks/{notebook}: python notebooks/run.py --dataset {data} --only {number} --refresh"
+
+
 def zero_shot() -> str:
     """Return top-1 and top-5 of each labelled set: the part on which nothing was chosen, then all images."""
     lines = ["| zero-shot, no label trained on | model | images | classes | top-1 | top-5 | chance |", "|---" * 7 + "|"]
     for dataset in ("flickr8k", "sample"):
-        metrics = json.loads(source(dataset, "05_zero_shot").read_text())["metrics"]
+        metrics = measured(dataset, "05_zero_shot")["metrics"]
         for name in [key for key in ("cifar10", "caltech101", "sample") if key in metrics]:
             title = {"sample": "unseen things of the sample", "cifar10": "CIFAR-10", "caltech101": "Caltech-101"}[name]
             model = "trained on the sample" if dataset == "sample" else "shipped"
@@ -65,7 +90,7 @@ def zero_shot() -> str:
 
 def human() -> str:
     """Return the correlation with people's ratings beside what Hessel et al. (2021) report."""
-    ours = json.loads(source("flickr8k", "06_embedding").read_text())["metrics"]["human"]
+    ours = measured("flickr8k", "06_embedding")["metrics"]["human"]
     return (
         "| agreement with people on Flickr8k | Expert, Kendall tau-c × 100 | CF, tau-b × 100 |\n|---|---|---|\n"
         f"| **Mini-CLIP** | **{100 * ours['expert']['tau']:.1f}** | **{100 * ours['crowd']['tau']:.1f}** |\n"
@@ -76,7 +101,7 @@ def human() -> str:
 
 def cross() -> str:
     """Return mean recall, the average of six, of each training set's model on each dataset."""
-    metrics = json.loads(source("benchmarks", "cross").read_text())["metrics"]
+    metrics = measured("benchmarks", "cross")["metrics"]
     heads = [("flickr8k", "dev"), ("flickr8k", "test"), ("coco", "test")]
     lines = ["| mean recall, trained on | " + " | ".join(f"{d} {s}" for d, s in heads) + " |", "|---" * 4 + "|"]
     for trained_on, reports in metrics.items():
@@ -96,7 +121,7 @@ def cross() -> str:
 
 def towers() -> str:
     """Return what each tower weighs, costs and is worth in speed."""
-    record = json.loads(source("benchmarks", "towers").read_text())
+    record = measured("benchmarks", "towers")
     heads = "tower | parameters (million) | GFLOPs an item | items a second | memory (MiB) | weights | licence"
     lines = [f"| {heads} |", "|---" * 7 + "|"]
     for name, row in record["metrics"]["towers"].items():
@@ -114,7 +139,7 @@ def towers() -> str:
 
 def scale() -> str:
     """Return the time of an exact search beside NumPy's and FAISS's, and the memory of a step in two passes."""
-    metrics = json.loads(source("benchmarks", "scale").read_text())["metrics"]
+    metrics = measured("benchmarks", "scale")["metrics"]
     found = metrics["search"]
     memory = f"resident {found['ours']['resident_mib']:,.0f} MiB, file {found['file_mib']:,.0f} MiB"
     names = {
@@ -151,10 +176,10 @@ def link(dataset: str, topic: str) -> str:
 
 def table(dataset: str) -> str:
     """Return one dataset's rows: trained with intervals, untrained, chance, and what was published."""
-    metrics = json.loads(source(dataset).read_text())["metrics"]
+    metrics = measured(dataset)["metrics"]
     pool = f"**{dataset}** test, {metrics['chance']['images']:,} images × {metrics['chance']['captions']:,} captions"
     if dataset == "coco":
-        splits = json.loads(source(dataset, "01_data").read_text())["metrics"]["splits"]
+        splits = measured(dataset, "01_data")["metrics"]["splits"]
         pool += f"; trained on {splits['train']['images']:,}: a subset of val2017, mostly with people"
     rows = [row("**Mini-CLIP**", metrics["trained"], metrics["interval"])]
     rows += [row("towers as pretrained, heads untrained", metrics["untrained"]), row("chance", metrics["chance"])]
