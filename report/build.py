@@ -6,6 +6,7 @@ Nothing is fetched, and the same inputs give the same files.
 
 import argparse
 import base64
+import datetime
 import re
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from tables import measured
 
 HERE = Path(__file__).resolve().parent
 PENDING = ("08_ablations", "peers")  # results whose sections wait until they are there
+WORDS = "no one two three four five six seven eight nine ten eleven twelve".split()
 TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
@@ -30,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE, help="where the files go")
     out = parser.parse_args().out
-    for name in ("report", "slides"):
+    for name in ("report",):
         build(name, out)
 
 
@@ -46,7 +48,7 @@ class Text:
     """A text with everything filled in; ``folder`` takes the pictures and what Typst reads."""
 
     def __init__(self, name: str, folder: Path):
-        self.name, self.folder, self.alts, self.numbers = name, folder, {}, {}
+        self.name, self.folder, self.alts, self.formulas, self.numbers = name, folder, {}, {}, {}
         environment = jinja2.Environment(
             *("<%", "%>", "<<", ">>", "<#", "#>"), trim_blocks=True, lstrip_blocks=True,
             undefined=jinja2.StrictUndefined, loader=jinja2.FileSystemLoader(HERE),
@@ -55,10 +57,12 @@ class Text:
             "pct": lambda value, digits=1: f"{100 * value:.{digits}f}",
             "n": lambda value: f"{value:,.0f}",
             "x": lambda value, digits=1: f"{value:.{digits}f}",
+            "word": lambda value: WORDS[int(value)] if value < len(WORDS) else f"{value:,.0f}",
         }
         environment.globals |= {
-            "measured": measured, "tables": tables, "has": has, "against": against, "interval": tables.interval,
-            "figure": self.figure, "picture": self.picture, "table": self.table, "see": self.see,
+            "measured": measured, "tables": tables, "has": has, "against": against, "higher": higher, "dates": dates,
+            "datasets": datasets, "recipe": recipe, "temperatures": temperatures, "best_temperature": best_temperature,
+            "figure": self.figure, "picture": self.picture, "table": self.table, "see": self.see, "formula": self.formula,
         }  # fmt: skip
         template = environment.get_template(f"{name}.md")
         for self.counts in (Counter(), Counter()):  # the second time, what comes later has its number
@@ -83,7 +87,12 @@ class Text:
     def figure(self, name: str, alt: str, width: int = 100, caller=None) -> str:
         """Return a numbered image; the caption is what the call block holds."""
         caption = " ".join(caller().split())
-        return self.picture(name, alt, width).replace("![]", f"![**{self.number('Figure', name)}.** {caption}]", 1)
+        return f"\n{self.picture(name, alt, width)}\n".replace("![]", f"![**{self.number('Figure', name)}.** {caption}]")
+
+    def formula(self, tex: str, alt: str) -> str:
+        """Return a displayed formula, with words for those who cannot see it."""
+        self.formulas[f"$${tex}$$"] = alt
+        return f"$${tex}$$"
 
     def table(self, name: str, markdown: str, widths: str = "", part: int = 0, caller=None) -> str:
         """Return a numbered table, given in Markdown; ``widths`` are parts of the whole, one a column."""
@@ -92,7 +101,7 @@ class Text:
         lines[1] = "|" + "|".join("-" * 9 * int(part) for part in (widths.split() or [1] * columns)) + "|"
         number, caption = self.number("Table", name), " ".join(caller().split())
         body = "\n".join(lines)
-        return f'::: {{.wide tabindex="0" role="region" aria-label="{number}"}}\n{body}\n\n: **{number}.** {caption}\n:::'
+        return f'\n::: {{.wide tabindex="0" role="region" aria-label="{number}"}}\n{body}\n\n: **{number}.** {caption}\n:::\n'
 
     def number(self, kind: str, name: str) -> str:
         """Return the next number of a kind."""
@@ -128,6 +137,8 @@ class Text:
         text = self.pandoc("typst")
         for name, alt in self.alts.items():
             text = text.replace(f'image("{name}"', f'image("{name}", alt: "{alt}"')
+        for alt in self.formulas.values():
+            text = re.sub(r"^\$ (.*) \$$", rf'#math.equation(block: true, alt: "{alt}", $ \1 $)', text, count=1, flags=re.M)
         source = self.folder / "text.typ"
         source.write_text(text, encoding="utf-8")
         typst.compile(source, path, root=self.folder, ignore_system_fonts=True, pdf_standards=["ua-1"])
@@ -141,6 +152,68 @@ def has(dataset: str, topic: str) -> bool:
 def against(ends: list[float], value: float) -> str:
     """Return where an interval lies as seen from a value."""
     return "above" if ends[0] > value else "below" if ends[1] < value else "not distinguishable from"
+
+
+def higher(scores: dict, values: tuple) -> str:
+    """Return in how many of the published numbers ours is the higher one."""
+    ours = [scores[way][k] for way in ("image_to_text", "text_to_image") for k in ("R@1", "R@5", "R@10")]
+    pairs = [(100 * mine, value) for mine, value in zip(ours, values, strict=True) if value is not None]
+    return f"{WORDS[sum(mine > value for mine, value in pairs)]} of the {WORDS[len(pairs)]}"
+
+
+def dates(dataset: str, topic: str) -> str:
+    """Return the day of a result in words."""
+    return f"{datetime.date.fromisoformat(measured(dataset, topic)['date']):%-d %B %Y}"
+
+
+def datasets() -> str:
+    """Return what was used, as a table."""
+    rows = ["| dataset | pictures: train, dev, test | captions each | words a caption | licence |", "|---" * 5 + "|"]
+    for name, dataset, licence in (
+        ("Flickr8k", "flickr8k", "research and education only; the photos are their photographers'"),
+        ("COCO, subset", "coco", "captions CC BY 4.0; each photo has its own, named in the annotations"),
+        ("sample", "sample", "glyphs OpenMoji, CC BY-SA 4.0"),
+    ):
+        metrics = measured(dataset, "01_data")["metrics"]
+        sizes = ", ".join(f"{metrics['splits'][split]['images']:,}" for split in ("train", "dev", "test"))
+        each = metrics["splits"]["train"]["captions"] / metrics["splits"]["train"]["images"]
+        rows.append(f"| {name} | {sizes} | {each:.0f} | {metrics['median_words']:.0f} | {licence} |")
+    for name, key in (("CIFAR-10", "cifar10"), ("Caltech-101", "caltech101")):
+        found = measured("flickr8k", "05_zero_shot")["metrics"][key]["all_images"]
+        kind = f"{found['images']:,}, of {found['classes']} classes"
+        rows.append(f"| {name} | {kind} | labels | - | collected from the web; not handed on here |")
+    return "\n".join(rows)
+
+
+def recipe(config: dict) -> str:
+    """Return the settings of a run that matter most, two a line."""
+    train, loss, heads, encoders = (config[key] for key in ("train", "loss", "heads", "encoders"))
+    cells = [
+        ("loss", loss["name"].replace("_", "-")), ("captions a picture", loss["captions_per_image"]),
+        ("batch size", train["batch_size"]), ("epochs", train["epochs"]),
+        ("learning rate, heads", f"{train['lr_heads']:g}"), ("learning rate, towers", f"{train['lr_image']:g}"),
+        ("weight decay", train["weight_decay"]), ("dropout in the heads", heads["dropout"]),
+        ("words dropped", f"{train['word_dropout']:.0%}"), ("tower features dropped", f"{train['tower_dropout']:.0%}"),
+        ("cached views a picture", train["views"]), ("average of weights, decay", train["average"]),
+        ("tuned stages, image", encoders["image_trainable"]), ("tuned stages, text", encoders["text_trainable"]),
+    ]  # fmt: skip
+    lines = [f"| {a} | {x} | {b} | {y} |" for (a, x), (b, y) in zip(cells[::2], cells[1::2], strict=True)]
+    return "\n".join(["| setting | value | setting | value |", "|---" * 4 + "|", *lines])
+
+
+def temperatures(runs: dict) -> str:
+    """Return what each temperature does to recall and to the space, as a table."""
+    lines = ["| temperature | mean recall on dev (%) | alignment | gap |", "|---" * 4 + "|"]
+    for name, row in runs.items():
+        numbers = f"{100 * row['dev_mean_recall']:.1f} | {row['alignment']:.2f} | {row['modality_gap']:.2f}"
+        lines.append(f"| {name} | {numbers} |")
+    return "\n".join(lines)
+
+
+def best_temperature(runs: dict) -> float:
+    """Return by how much the best fixed temperature beats the learned one."""
+    fixed = [row["dev_mean_recall"] for name, row in runs.items() if name != "learned"]
+    return max(fixed) - runs["learned"]["dev_mean_recall"]
 
 
 if __name__ == "__main__":
