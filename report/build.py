@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE, help="where the files go")
     out = parser.parse_args().out
-    for name in ("report",):
+    for name in ("report", "slides"):
         build(name, out)
 
 
@@ -63,6 +63,7 @@ class Text:
             "measured": measured, "tables": tables, "has": has, "against": against, "higher": higher, "dates": dates,
             "datasets": datasets, "recipe": recipe, "temperatures": temperatures, "best_temperature": best_temperature,
             "figure": self.figure, "picture": self.picture, "table": self.table, "see": self.see, "formula": self.formula,
+            "columns": self.columns, "small": small, "following": f"::::\n{raw('], [')}:::: column\n", "here": raw("#set figure(placement: none)"), "last": f"::::\n{raw('])')}:::\n",
         }  # fmt: skip
         template = environment.get_template(f"{name}.md")
         for self.counts in (Counter(), Counter()):  # the second time, what comes later has its number
@@ -89,6 +90,11 @@ class Text:
         caption = " ".join(caller().split())
         return f"\n{self.picture(name, alt, width)}\n".replace("![]", f"![**{self.number('Figure', name)}.** {caption}]")
 
+    def columns(self, *shares: int) -> str:
+        """Begin columns of the given shares; ``following`` begins the next one, ``last`` ends them."""
+        fractions = ", ".join(f"{share}fr" for share in shares)
+        return f"\n::: columns\n{raw(f'#grid(columns: ({fractions}), gutter: 1.2em, align: horizon, [')}:::: column\n"
+
     def formula(self, tex: str, alt: str) -> str:
         """Return a displayed formula, with words for those who cannot see it."""
         self.formulas[f"$${tex}$$"] = alt
@@ -99,9 +105,10 @@ class Text:
         lines = markdown.strip().split("\n\n")[part].splitlines()
         columns = lines[0].count("|") - 1
         lines[1] = "|" + "|".join("-" * 9 * int(part) for part in (widths.split() or [1] * columns)) + "|"
-        number, caption = self.number("Table", name), " ".join(caller().split())
-        body = "\n".join(lines)
-        return f'\n::: {{.wide tabindex="0" role="region" aria-label="{number}"}}\n{body}\n\n: **{number}.** {caption}\n:::\n'
+        number = self.number("Table", name)
+        caption = f"\n\n: **{number}.** {' '.join(caller().split())}" if caller else ""
+        body = re.sub(r"\[([\d.]+), ([\d.]+)\]", "[\\1,\u00a0\\2]", "\n".join(lines))  # an interval stays in one line
+        return f'\n::: {{.wide tabindex="0" role="region" aria-label="{number}"}}\n{body}{caption}\n:::\n'
 
     def number(self, kind: str, name: str) -> str:
         """Return the next number of a kind."""
@@ -142,6 +149,16 @@ class Text:
         source = self.folder / "text.typ"
         source.write_text(text, encoding="utf-8")
         typst.compile(source, path, root=self.folder, ignore_system_fonts=True, pdf_standards=["ua-1"])
+
+
+def raw(typst_code: str) -> str:
+    """Return code for Typst alone, as Markdown."""
+    return f"```{{=typst}}\n{typst_code}\n```\n"
+
+
+def small(text: str) -> str:
+    """Return a note in small type."""
+    return f'[{text}]{{.small typst:text:size="13pt"}}'
 
 
 def has(dataset: str, topic: str) -> bool:

@@ -16,10 +16,10 @@ def towers() -> Figure:
     record = measured("flickr8k", "02_model")
     parameters, encoders = record["metrics"]["parameters"], record["config"]["encoders"]
     stages = {name: row["stages"] for name, row in measured("benchmarks", "towers")["metrics"]["towers"].items()}
-    fig, ax = plt.subplots(figsize=(7.2, 2.75))
-    ax.set(xlim=(0, 100), ylim=(-1, 40))
+    fig, ax = plt.subplots(figsize=(7.4, 2.5))
+    ax.set(xlim=(8, 97), ylim=(0, 36))
     ax.axis("off")
-    for kind, source, y in (("image", "picture", 29), ("text", "caption", 7)):
+    for kind, source, y in (("image", "picture", 29.5), ("text", "caption", 6.5)):
         name, tuned = encoders[kind], encoders[f"{kind}_trainable"]
         tower, head = parameters[f"{kind} tower"], parameters[f"{kind} head"]["trainable"]
         boxes = (
@@ -27,7 +27,7 @@ def towers() -> Figure:
             (23, 19, FROZEN, f"{name}\nstages 1 to {stages[name] - tuned}\n{tower['frozen'] / 1e6:.1f} M, frozen"),
             (45, 17, TRAINED, f"last {tuned} stages\n{tower['trainable'] / 1e6:.1f} M, trained"),
             (65, 14, TRAINED, f"{kind} head\n{head / 1e6:.1f} M, trained"),
-            (82, 8, VECTOR, f"vector\nof length 1\n({record['config']['heads']['dim']})"),
+            (82, 13, VECTOR, f"vector\nof length 1\n({record['config']['heads']['dim']})"),
         )
         for (left, width, colour, text), after in zip(boxes, (*boxes[1:], None), strict=True):
             box = FancyBboxPatch((left, y - 5.5), width, 11, boxstyle="round,pad=0,rounding_size=1", fc=colour, ec="0.35")
@@ -35,8 +35,8 @@ def towers() -> Figure:
             ax.text(left + width / 2, y, text, ha="center", va="center", fontsize=7.5, linespacing=1.35)
             if after:
                 _arrow(ax, (left + width, y), (after[0], y))
-        _arrow(ax, (86, y - 5.5 if kind == "image" else y + 5.5), (86, 21 if kind == "image" else 15))
-    ax.text(86, 18, "cosine × scale → InfoNCE", ha="center", va="center", fontsize=7.5, weight="bold")
+        _arrow(ax, (88.5, y - 5.5 if kind == "image" else y + 5.5), (88.5, 20 if kind == "image" else 16))
+    ax.text(96, 18, "cosine × scale → InfoNCE", ha="right", va="center", fontsize=7.5, weight="bold")
     ax.axvline(43.5, 0.03, 0.97, color="0.35", ls="--", lw=0.8)
     for x, side, text in ((42.5, "right", "runs once, is cached"), (44.5, "left", "runs in every step")):
         ax.text(x, 18, text, ha=side, va="center", fontsize=7.5, style="italic")
@@ -50,7 +50,7 @@ def _arrow(ax, start: tuple, end: tuple) -> None:
 def training() -> Figure:
     """Draw loss, dev recall and logit scale of the Flickr8k run."""
     history = measured("flickr8k", "03_training")["metrics"]["history"]
-    return _sized(viz.training_curves({"Flickr8k": pd.DataFrame(history)}), 8.6, 2.7)
+    return _sized(viz.training_curves({"Flickr8k": pd.DataFrame(history)}), 9.5, 2.9)
 
 
 def recall() -> Figure:

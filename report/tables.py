@@ -8,9 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results", "<!-- /results -->"
-HEAD = """| {title} | image → text R@1 | R@5 | R@10 | text → image R@1 | R@5 | R@10 |
-|---|---|---|---|---|---|---|
-"""
+WAYS = " | ".join(f"{way} R@{k}" for way in ("image → text", "text → image") for k in (1, 5, 10))
+HEAD = f"| {{title}} | {WAYS} |\n|---|---|---|---|---|---|---|\n"
 # Published single dual encoders on the same protocol: 1,000 images x 5,000 captions, any hit counts.
 PUBLISHED = {
     "FV GMM+HGLMM (Klein et al., CVPR 2015)": (31.0, 59.3, 73.7, 21.2, 50.0, 64.8),
