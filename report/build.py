@@ -19,11 +19,12 @@ import matplotlib
 import pypandoc
 import tables
 import typst
+from matplotlib import pyplot as plt
 from tables import measured
 
 HERE = Path(__file__).resolve().parent
 PENDING = ("08_ablations", "peers")  # results whose sections wait until they are there
-WORDS = "no one two three four five six seven eight nine ten eleven twelve".split()
+WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
@@ -59,12 +60,10 @@ class Text:
             "x": lambda value, digits=1: f"{value:.{digits}f}",
             "word": lambda value: WORDS[int(value)] if value < len(WORDS) else f"{value:,.0f}",
         }
-        environment.globals |= {
-            "measured": measured, "tables": tables, "has": has, "against": against, "higher": higher, "dates": dates,
-            "datasets": datasets, "recipe": recipe, "temperatures": temperatures, "best_temperature": best_temperature,
-            "figure": self.figure, "picture": self.picture, "table": self.table, "see": self.see, "formula": self.formula,
-            "columns": self.columns, "small": small, "following": f"::::\n{raw('], [')}:::: column\n", "here": raw("#set figure(placement: none)"), "last": f"::::\n{raw('])')}:::\n",
-        }  # fmt: skip
+        environment.globals |= {"measured": measured, "tables": tables, "higher": higher, "raw": raw, "small": small}
+        environment.globals |= {"has": has, "against": against, "date": date, "best_temperature": best_temperature}
+        for method in (self.figure, self.picture, self.table, self.see, self.formula, self.columns):
+            environment.globals[method.__name__] = method
         template = environment.get_template(f"{name}.md")
         for self.counts in (Counter(), Counter()):  # the second time, what comes later has its number
             self.markdown = template.render()
@@ -81,19 +80,25 @@ class Text:
             shutil.copy(shown, file)
         elif not file.exists():
             with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
-                getattr(drawings, name)().savefig(file, metadata={"Date": None})
+                drawn = getattr(drawings, name)()
+                drawn.savefig(file, metadata={"Date": None})
+                plt.close(drawn)
         self.alts[file.name] = " ".join(alt.split())
         return f'![]({file.name}){{alt="{self.alts[file.name]}" width={width}%}}'
 
     def figure(self, name: str, alt: str, width: int = 100, caller=None) -> str:
         """Return a numbered image; the caption is what the call block holds."""
         caption = " ".join(caller().split())
-        return f"\n{self.picture(name, alt, width)}\n".replace("![]", f"![**{self.number('Figure', name)}.** {caption}]")
+        return f"\n{self.picture(name, alt, width)}\n".replace(
+            "![]", f"![**{self.number('Figure', name)}.** {caption}]"
+        )
 
-    def columns(self, *shares: int) -> str:
-        """Begin columns of the given shares; ``following`` begins the next one, ``last`` ends them."""
+    def columns(self, shares: tuple, caller=None) -> str:
+        """Return parts side by side, each a share of the width; a line ``+++`` in the call block parts them."""
         fractions = ", ".join(f"{share}fr" for share in shares)
-        return f"\n::: columns\n{raw(f'#grid(columns: ({fractions}), gutter: 1.2em, align: horizon, [')}:::: column\n"
+        parts = [f":::: column\n{part.strip()}\n::::\n" for part in caller().split("\n+++\n")]
+        grid = raw(f"#grid(columns: ({fractions}), gutter: 1.2em, align: horizon, [")
+        return f"\n::: columns\n{grid}{raw('], [').join(parts)}{raw('])')}:::\n"
 
     def formula(self, tex: str, alt: str) -> str:
         """Return a displayed formula, with words for those who cannot see it."""
@@ -131,7 +136,7 @@ class Text:
         slides = ["--section-divs"] if self.name == "slides" else ["--toc", "--toc-depth=2", "--number-sections"]
         page = self.pandoc("html5", "--mathml", "--wrap=none", *slides)
         page = re.sub(r"<th(?=[ >])", '<th scope="col"', page)
-        page = re.sub(r"<tr>\s*<td([^>]*)>(.*?)</td>", r'<tr><th scope="row"\1>\2</th>', page, flags=re.S)
+        page = re.sub(r"<tr>\s*<td([^>]*)>(.*?)</td>", r'<tr><th scope="row"\1>\2</th>', page, flags=re.DOTALL)
         return re.sub(r'src="([\w.-]+)"', lambda m: f'src="{self.embedded(m[1])}"', page)
 
     def embedded(self, name: str) -> str:
@@ -145,7 +150,9 @@ class Text:
         for name, alt in self.alts.items():
             text = text.replace(f'image("{name}"', f'image("{name}", alt: "{alt}"')
         for alt in self.formulas.values():
-            text = re.sub(r"^\$ (.*) \$$", rf'#math.equation(block: true, alt: "{alt}", $ \1 $)', text, count=1, flags=re.M)
+            text = re.sub(
+                r"^\$ (.*) \$$", rf'#math.equation(block: true, alt: "{alt}", $ \1 $)', text, count=1, flags=re.M
+            )
         source = self.folder / "text.typ"
         source.write_text(text, encoding="utf-8")
         typst.compile(source, path, root=self.folder, ignore_system_fonts=True, pdf_standards=["ua-1"])
@@ -178,53 +185,9 @@ def higher(scores: dict, values: tuple) -> str:
     return f"{WORDS[sum(mine > value for mine, value in pairs)]} of the {WORDS[len(pairs)]}"
 
 
-def dates(dataset: str, topic: str) -> str:
+def date(dataset: str, topic: str) -> str:
     """Return the day of a result in words."""
     return f"{datetime.date.fromisoformat(measured(dataset, topic)['date']):%-d %B %Y}"
-
-
-def datasets() -> str:
-    """Return what was used, as a table."""
-    rows = ["| dataset | pictures: train, dev, test | captions each | words a caption | licence |", "|---" * 5 + "|"]
-    for name, dataset, licence in (
-        ("Flickr8k", "flickr8k", "research and education only; the photos are their photographers'"),
-        ("COCO, subset", "coco", "captions CC BY 4.0; each photo has its own, named in the annotations"),
-        ("sample", "sample", "glyphs OpenMoji, CC BY-SA 4.0"),
-    ):
-        metrics = measured(dataset, "01_data")["metrics"]
-        sizes = ", ".join(f"{metrics['splits'][split]['images']:,}" for split in ("train", "dev", "test"))
-        each = metrics["splits"]["train"]["captions"] / metrics["splits"]["train"]["images"]
-        rows.append(f"| {name} | {sizes} | {each:.0f} | {metrics['median_words']:.0f} | {licence} |")
-    for name, key in (("CIFAR-10", "cifar10"), ("Caltech-101", "caltech101")):
-        found = measured("flickr8k", "05_zero_shot")["metrics"][key]["all_images"]
-        kind = f"{found['images']:,}, of {found['classes']} classes"
-        rows.append(f"| {name} | {kind} | labels | - | collected from the web; not handed on here |")
-    return "\n".join(rows)
-
-
-def recipe(config: dict) -> str:
-    """Return the settings of a run that matter most, two a line."""
-    train, loss, heads, encoders = (config[key] for key in ("train", "loss", "heads", "encoders"))
-    cells = [
-        ("loss", loss["name"].replace("_", "-")), ("captions a picture", loss["captions_per_image"]),
-        ("batch size", train["batch_size"]), ("epochs", train["epochs"]),
-        ("learning rate, heads", f"{train['lr_heads']:g}"), ("learning rate, towers", f"{train['lr_image']:g}"),
-        ("weight decay", train["weight_decay"]), ("dropout in the heads", heads["dropout"]),
-        ("words dropped", f"{train['word_dropout']:.0%}"), ("tower features dropped", f"{train['tower_dropout']:.0%}"),
-        ("cached views a picture", train["views"]), ("average of weights, decay", train["average"]),
-        ("tuned stages, image", encoders["image_trainable"]), ("tuned stages, text", encoders["text_trainable"]),
-    ]  # fmt: skip
-    lines = [f"| {a} | {x} | {b} | {y} |" for (a, x), (b, y) in zip(cells[::2], cells[1::2], strict=True)]
-    return "\n".join(["| setting | value | setting | value |", "|---" * 4 + "|", *lines])
-
-
-def temperatures(runs: dict) -> str:
-    """Return what each temperature does to recall and to the space, as a table."""
-    lines = ["| temperature | mean recall on dev (%) | alignment | gap |", "|---" * 4 + "|"]
-    for name, row in runs.items():
-        numbers = f"{100 * row['dev_mean_recall']:.1f} | {row['alignment']:.2f} | {row['modality_gap']:.2f}"
-        lines.append(f"| {name} | {numbers} |")
-    return "\n".join(lines)
 
 
 def best_temperature(runs: dict) -> float:

@@ -30,7 +30,9 @@ def towers() -> Figure:
             (82, 13, VECTOR, f"vector\nof length 1\n({record['config']['heads']['dim']})"),
         )
         for (left, width, colour, text), after in zip(boxes, (*boxes[1:], None), strict=True):
-            box = FancyBboxPatch((left, y - 5.5), width, 11, boxstyle="round,pad=0,rounding_size=1", fc=colour, ec="0.35")
+            box = FancyBboxPatch(
+                (left, y - 5.5), width, 11, boxstyle="round,pad=0,rounding_size=1", fc=colour, ec="0.35"
+            )
             ax.add_patch(box)
             ax.text(left + width / 2, y, text, ha="center", va="center", fontsize=7.5, linespacing=1.35)
             if after:

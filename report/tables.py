@@ -112,8 +112,8 @@ def cross() -> str:
     verdict = "above" if score > float(high) else "below" if score < float(low) else "inside"
     lines += [
         "",
-        "Six recalls averaged, both ways; one run each. Does COCO's part help Flickr8k? On dev, which decides, the model of "
-        f"both is {verdict} the interval of Flickr8k's own, {low} to {high}.",
+        "Six recalls averaged, both ways; one run each. Does COCO's part help Flickr8k? On dev, which decides, the "
+        f"model of both is {verdict} the interval of Flickr8k's own, {low} to {high}.",
     ]
     return "\n".join(lines) + f"\n\n{link('benchmarks', 'cross')}\n"
 
@@ -160,6 +160,50 @@ def scale() -> str:
         lines.append(f"| {name} | " + " | ".join(step[chunked] for step in steps.values()) + " |")
     lines += ["", f"Training data: {metrics['bytes_per_record'] / 1024:.1f} KB of memory an image with five captions."]
     return "\n".join(lines) + f"\n\n{link('benchmarks', 'scale')}\n"
+
+
+def datasets() -> str:
+    """Return what was used, as a table."""
+    rows = ["| dataset | pictures: train, dev, test | captions each | words a caption | licence |", "|---" * 5 + "|"]
+    for name, dataset, licence in (
+        ("Flickr8k", "flickr8k", "research and education only; the photos are their photographers'"),
+        ("COCO, subset", "coco", "captions CC BY 4.0; each photo has its own, named in the annotations"),
+        ("sample", "sample", "glyphs OpenMoji, CC BY-SA 4.0"),
+    ):
+        metrics = measured(dataset, "01_data")["metrics"]
+        sizes = ", ".join(f"{metrics['splits'][split]['images']:,}" for split in ("train", "dev", "test"))
+        each = metrics["splits"]["train"]["captions"] / metrics["splits"]["train"]["images"]
+        rows.append(f"| {name} | {sizes} | {each:.0f} | {metrics['median_words']:.0f} | {licence} |")
+    for name, key in (("CIFAR-10", "cifar10"), ("Caltech-101", "caltech101")):
+        found = measured("flickr8k", "05_zero_shot")["metrics"][key]["all_images"]
+        kind = f"{found['images']:,}, of {found['classes']} classes"
+        rows.append(f"| {name} | {kind} | labels | - | collected from the web; not handed on here |")
+    return "\n".join(rows)
+
+
+def recipe(config: dict) -> str:
+    """Return the settings of a run that matter most, two a line."""
+    train, loss, heads, encoders = (config[key] for key in ("train", "loss", "heads", "encoders"))
+    cells = [
+        ("loss", loss["name"].replace("_", "-")), ("captions a picture", loss["captions_per_image"]),
+        ("batch size", train["batch_size"]), ("epochs", train["epochs"]),
+        ("learning rate, heads", f"{train['lr_heads']:g}"), ("learning rate, towers", f"{train['lr_image']:g}"),
+        ("weight decay", train["weight_decay"]), ("dropout in the heads", heads["dropout"]),
+        ("words dropped", f"{train['word_dropout']:.0%}"), ("tower features dropped", f"{train['tower_dropout']:.0%}"),
+        ("cached views a picture", train["views"]), ("average of weights, decay", train["average"]),
+        ("tuned stages, image", encoders["image_trainable"]), ("tuned stages, text", encoders["text_trainable"]),
+    ]  # fmt: skip
+    lines = [f"| {a} | {x} | {b} | {y} |" for (a, x), (b, y) in zip(cells[::2], cells[1::2], strict=True)]
+    return "\n".join(["| setting | value | setting | value |", "|---" * 4 + "|", *lines])
+
+
+def temperatures(runs: dict) -> str:
+    """Return what each temperature does to recall and to the space, as a table."""
+    lines = ["| temperature | mean recall on dev (%) | alignment | gap |", "|---" * 4 + "|"]
+    for name, row in runs.items():
+        numbers = f"{100 * row['dev_mean_recall']:.1f} | {row['alignment']:.2f} | {row['modality_gap']:.2f}"
+        lines.append(f"| {name} | {numbers} |")
+    return "\n".join(lines)
 
 
 def interval(ends: list[float]) -> str:
