@@ -89,7 +89,7 @@ class Text:
     def figure(self, name: str, alt: str, width: int = 100, caller=None) -> str:
         """Return a numbered image; the caption is what the call block holds."""
         caption = " ".join(caller().split())
-        return f"\n{self.picture(name, alt, width)}\n".replace(
+        return f"\n{self.picture(name, alt, width)}\n\n".replace(
             "![]", f"![**{self.number('Figure', name)}.** {caption}]"
         )
 

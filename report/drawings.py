@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
-from tables import PUBLISHED, measured
+from tables import PEERS, PUBLISHED, measured
 
 from minicliplib import visualize as viz
 
@@ -109,7 +109,7 @@ def ablations() -> Figure:
     """Draw a panel per study: each setting's mean recall on dev, a dot per seed and their mean."""
     studies = list(measured("flickr8k", "08_ablations")["metrics"]["studies"].values())
     halves = studies[::2], studies[1::2]
-    fig = plt.figure(figsize=(7.6, 8))
+    fig = plt.figure(figsize=(8.6, 7.2))
     for column, half in zip(fig.subfigures(1, 2), halves, strict=True):
         sizes = [1.6 + len(study["rows"]) for study in half]
         for ax, study in zip(column.subplots(len(half), 1, squeeze=False, height_ratios=sizes).flat, half, strict=True):
@@ -121,6 +121,17 @@ def ablations() -> Figure:
             ax.set_ylim(len(study["rows"]) - 0.5, -0.5)
             ax.tick_params(axis="x", labelsize=7)
             ax.set_title(study["title"], fontsize=8)
+    return fig
+
+
+def peers() -> Figure:
+    """Draw mean recall against minutes of training, for us and for others on the same towers."""
+    fig, ax = plt.subplots(figsize=(6, 2.7))
+    for name, label in PEERS.items():
+        curve = measured("benchmarks", "peers")["metrics"]["contenders"][name]["curve"]
+        ax.plot([p["minutes"] for p in curve], [100 * p["mean_recall"] for p in curve], "o-", ms=3, label=label)
+    ax.set(xlabel="minutes of training", ylabel="mean recall on test (%)", xlim=(0, None), ylim=(0, None))
+    ax.legend(fontsize=8)
     return fig
 
 

@@ -5,6 +5,7 @@ python report/tables.py            renew README.md
 
 import json
 from pathlib import Path
+from statistics import mean
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results", "<!-- /results -->"
@@ -17,6 +18,13 @@ PUBLISHED = {
 }
 # Correlation with human judgements as quoted by Hessel et al. (EMNLP 2021): Expert tau-c, CF tau-b, times 100.
 JUDGED = {"CIDEr, with 5 reference captions": (43.9, 24.6), "CLIP-S (CLIP ViT-B/32)": (51.2, 34.4)}
+
+PEERS = {
+    "mini_clip": "Mini-CLIP",
+    "locked": "Mini-CLIP, towers locked",
+    "hugging_face": "VisionTextDualEncoderModel and Trainer",
+    "open_clip": "open_clip's towers and ClipLoss",
+}
 
 
 def main() -> None:
@@ -37,7 +45,7 @@ def tables() -> str:
     parts = [table(dataset) for dataset in ("flickr8k", "coco", "sample") if source(dataset).exists()]
     more = (cross, source("benchmarks", "cross")), (zero_shot, source("flickr8k", "05_zero_shot"))
     more += (human, source("flickr8k", "06_embedding")), (towers, source("benchmarks", "towers"))
-    more += ((scale, source("benchmarks", "scale")),)
+    more += (peers, source("benchmarks", "peers")), (scale, source("benchmarks", "scale"))
     return "\n".join([*parts, *(part() for part, path in more if path.exists())])
 
 
@@ -204,6 +212,30 @@ def temperatures(runs: dict) -> str:
         numbers = f"{100 * row['dev_mean_recall']:.1f} | {row['alignment']:.2f} | {row['modality_gap']:.2f}"
         lines.append(f"| {name} | {numbers} |")
     return "\n".join(lines)
+
+
+def ablations(most: int | None = None) -> str:
+    """Return the best and the worst setting of the studies by mean recall on dev over seeds, widest apart first."""
+    rows = []
+    for study in measured("flickr8k", "08_ablations")["metrics"]["studies"].values():
+        means = {row["label"]: 100 * mean(row["dev_mean_recall"]) for row in study["rows"]}
+        best, worst = max(means, key=means.get), min(means, key=means.get)
+        text = f"| {study['title']} | {best} | {means[best]:.1f} | {worst} | {means[worst]:.1f} |"
+        rows.append((means[best] - means[worst], text))
+    lines = ["| study | best setting | mean recall (%) | worst setting | mean recall (%) |", "|---" * 5 + "|"]
+    return "\n".join(lines + [text for _, text in sorted(rows, reverse=True)[:most]])
+
+
+def peers() -> str:
+    """Return what others' training code reaches in the same minutes with the same towers."""
+    metrics = measured("benchmarks", "peers")["metrics"]
+    title = f"{metrics['minutes']:.0f} minutes of training on Flickr8k"
+    lines = [f"| {title} | mean recall on test (%) | pictures a second | peak memory (GiB) |", "|---" * 4 + "|"]
+    for name, label in PEERS.items():
+        row = metrics["contenders"][name]
+        numbers = f"{row['images_per_second']:,.0f} | {row['peak_gib']:.1f}"
+        lines.append(f"| {label} | {100 * row['curve'][-1]['mean_recall']:.1f} | {numbers} |")
+    return "\n".join(lines) + f"\n\n{link('benchmarks', 'peers')}\n"
 
 
 def interval(ends: list[float]) -> str:
