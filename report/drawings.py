@@ -52,7 +52,9 @@ def _arrow(ax, start: tuple, end: tuple) -> None:
 def training() -> Figure:
     """Draw loss, dev recall and logit scale of the Flickr8k run."""
     history = measured("flickr8k", "03_training")["metrics"]["history"]
-    return _sized(viz.training_curves({"Flickr8k": pd.DataFrame(history)}), 9.5, 2.9)
+    fig = viz.training_curves({"Flickr8k": pd.DataFrame(history)})
+    fig.get_layout_engine().set(wspace=0.05)
+    return _sized(fig, 9.5, 2.9)
 
 
 def recall() -> Figure:
@@ -68,12 +70,6 @@ def recall() -> Figure:
         }
     rows = {"Mini-CLIP": metrics["trained"], **published, "heads untrained": metrics["untrained"]}
     return _sized(viz.recall_bars(rows, metrics["interval"]), 8.6, 3.2)
-
-
-def by_length() -> Figure:
-    """Draw recall at one for short and for long captions."""
-    values = measured("flickr8k")["metrics"]["text_to_image_R@1_by_words"]
-    return _sized(viz.bars(values, "text → image R@1 (%)", form="{:.1f}"), 5, 1.9)
 
 
 def zero_shot() -> Figure:
