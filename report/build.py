@@ -84,7 +84,7 @@ class Text:
                 drawn.savefig(file, metadata={"Date": None})
                 plt.close(drawn)
         self.alts[file.name] = " ".join(alt.split())
-        return f'![]({file.name}){{alt="{self.alts[file.name]}" width={width}%}}'
+        return f'![]({file.name}){{#{anchor(name)} alt="{self.alts[file.name]}" width={width}%}}'
 
     def figure(self, name: str, alt: str, width: int = 100, caller=None) -> str:
         """Return a numbered image; the caption is what the call block holds."""
@@ -113,7 +113,9 @@ class Text:
         number = self.number("Table", name)
         caption = f"\n\n: **{number}.** {' '.join(caller().split())}" if caller else ""
         body = re.sub(r"\[([\d.]+), ([\d.]+)\]", "[\\1,\u00a0\\2]", "\n".join(lines))  # an interval stays in one line
-        return f'\n::: {{.wide tabindex="0" role="region" aria-label="{number}"}}\n{body}{caption}\n:::\n'
+        return (
+            f'\n::: {{#{anchor(name)} .wide tabindex="0" role="region" aria-label="{number}"}}\n{body}{caption}\n:::\n'
+        )
 
     def number(self, kind: str, name: str) -> str:
         """Return the next number of a kind."""
@@ -122,13 +124,19 @@ class Text:
         return self.numbers[name]
 
     def see(self, name: str) -> str:
-        """Return the number of a figure or table, wherever it stands."""
-        return self.numbers.setdefault(name, "")
+        """Return the number of a figure or table, wherever it stands, as a link to it."""
+        return f"[{self.numbers.setdefault(name, '')}](#{anchor(name)})"
 
     def pandoc(self, to: str, *options: str) -> str:
         """Return the text in another format, with citations resolved."""
         style = HERE / "style" / f"{self.name}.{'html' if to == 'html5' else 'typ'}"
-        options = ["--citeproc", f"--bibliography={HERE / 'references.bib'}", f"--template={style}", *options]
+        options = [
+            "--citeproc",
+            "--metadata=link-citations",
+            f"--bibliography={HERE / 'references.bib'}",
+            f"--template={style}",
+            *options,
+        ]
         return pypandoc.convert_text(self.markdown, to, "markdown", extra_args=options)
 
     def html(self) -> str:
@@ -156,6 +164,11 @@ class Text:
         source = self.folder / "text.typ"
         source.write_text(text, encoding="utf-8")
         typst.compile(source, path, root=self.folder, ignore_system_fonts=True, pdf_standards=["ua-1"])
+
+
+def anchor(name: str) -> str:
+    """Return the name of a figure or table as links have it."""
+    return "at-" + name.replace("/", "-")
 
 
 def raw(typst_code: str) -> str:
