@@ -88,10 +88,8 @@ class Text:
 
     def figure(self, name: str, alt: str, width: int = 100, caller=None) -> str:
         """Return a numbered image; the caption is what the call block holds."""
-        caption = " ".join(caller().split())
-        return f"\n{self.picture(name, alt, width)}\n\n".replace(
-            "![]", f"![**{self.number('Figure', name)}.** {caption}]"
-        )
+        caption = f"**{self.number('Figure', name)}.** {' '.join(caller().split())}"
+        return f"\n{self.picture(name, alt, width)}\n\n".replace("![]", f"![{caption}]")
 
     def columns(self, shares: tuple, caller=None) -> str:
         """Return parts side by side, each a share of the width; a line ``+++`` in the call block parts them."""
@@ -105,17 +103,16 @@ class Text:
         self.formulas[f"$${tex}$$"] = alt
         return f"$${tex}$$"
 
-    def table(self, name: str, markdown: str, widths: str = "", part: int = 0, caller=None) -> str:
-        """Return a numbered table, given in Markdown; ``widths`` are parts of the whole, one a column."""
-        lines = markdown.strip().split("\n\n")[part].splitlines()
+    def table(self, name: str, markdown: str, widths: str = "", caller=None) -> str:
+        """Return a numbered table, the first of some Markdown; ``widths`` are parts of the whole, one a column."""
+        lines = markdown.strip().split("\n\n")[0].splitlines()
         columns = lines[0].count("|") - 1
-        lines[1] = "|" + "|".join("-" * 9 * int(part) for part in (widths.split() or [1] * columns)) + "|"
+        lines[1] = "|" + "|".join("-" * 9 * int(width) for width in (widths.split() or [1] * columns)) + "|"
         number = self.number("Table", name)
         caption = f"\n\n: **{number}.** {' '.join(caller().split())}" if caller else ""
         body = re.sub(r"\[([\d.]+), ([\d.]+)\]", "[\\1,\u00a0\\2]", "\n".join(lines))  # an interval stays in one line
-        return (
-            f'\n::: {{#{anchor(name)} .wide tabindex="0" role="region" aria-label="{number}"}}\n{body}{caption}\n:::\n'
-        )
+        attributes = f'#{anchor(name)} .wide tabindex="0" role="region" aria-label="{number}"'
+        return f"\n::: {{{attributes}}}\n{body}{caption}\n:::\n"
 
     def number(self, kind: str, name: str) -> str:
         """Return the next number of a kind."""
@@ -130,13 +127,8 @@ class Text:
     def pandoc(self, to: str, *options: str) -> str:
         """Return the text in another format, with citations resolved."""
         style = HERE / "style" / f"{self.name}.{'html' if to == 'html5' else 'typ'}"
-        options = [
-            "--citeproc",
-            "--metadata=link-citations",
-            f"--bibliography={HERE / 'references.bib'}",
-            f"--template={style}",
-            *options,
-        ]
+        citations = ["--citeproc", f"--bibliography={HERE / 'references.bib'}", "--metadata=link-citations"]
+        options = [*citations, f"--template={style}", *options]
         return pypandoc.convert_text(self.markdown, to, "markdown", extra_args=options)
 
     def html(self) -> str:
