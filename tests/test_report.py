@@ -92,10 +92,10 @@ def test_what_is_committed_is_what_would_be_built(built, name):
     old, new = (Page(f.with_suffix(".html").read_text(encoding="utf-8")).said for f in (committed, built / name))
     assert old == new, "run: make report"
     old, new = (f.with_suffix(".pdf") for f in (committed, built / name))
-    if PdfReader(old).metadata.creator == PdfReader(new).metadata.creator:
-        assert words(old) == words(new), "run: make report"
-    else:  # another Typst may break lines and pages elsewhere; the numbers stay
-        assert Counter(re.findall(r"\d+\.\d+", words(old))) == Counter(re.findall(r"\d+\.\d+", words(new)))
+    # A figure that another matplotlib drew may move a page break, another Typst the hyphens; the numbers stay.
+    same = PdfReader(old).metadata.creator == PdfReader(new).metadata.creator
+    old, new = (Counter(re.findall(r"\S+" if same else r"\d+\.\d+", words(f))) for f in (old, new))
+    assert old == new, "run: make report"
 
 
 @pytest.mark.parametrize(
