@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATASET ?= sample
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: run test demo refresh screenshots bench bench-towers bench-scale bench-cross data clean
+.PHONY: run test report demo refresh screenshots bench bench-towers bench-scale bench-cross data clean
 
 run: $(VENV)/.installed        ## run notebooks 01-07 on the sample into out/, and print the result
 	$(BIN)/python notebooks/run.py --dataset $(DATASET)
@@ -16,6 +16,9 @@ test: $(VENV)/.installed       ## style, unit tests, then every notebook against
 	$(BIN)/python -m pytest -n 2
 	TQDM_DISABLE=1 OMP_NUM_THREADS=1 MINICLIP_OUT=$$(mktemp -d) \
 		$(BIN)/python -m pytest -n 2 --dist loadscope $(NBVAL) notebooks
+
+report: $(VENV)/.installed     ## build report and slides, HTML and PDF, from report/results and figures
+	$(BIN)/python report/build.py
 
 demo: $(VENV)/.installed       ## serve the page to play with; IMAGES=FOLDER searches your own
 	$(BIN)/miniclip demo $(if $(IMAGES),--images "$(IMAGES)") || [ $$? = 130 ] # Ctrl-C is how it ends

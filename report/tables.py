@@ -5,12 +5,12 @@ python report/tables.py            renew README.md
 
 import json
 from pathlib import Path
+from statistics import mean
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results", "<!-- /results -->"
-HEAD = """| {title} | image → text R@1 | R@5 | R@10 | text → image R@1 | R@5 | R@10 |
-|---|---|---|---|---|---|---|
-"""
+WAYS = " | ".join(f"{way} R@{k}" for way in ("image → text", "text → image") for k in (1, 5, 10))
+HEAD = f"| {{title}} | {WAYS} |\n|---|---|---|---|---|---|---|\n"
 # Published single dual encoders on the same protocol: 1,000 images x 5,000 captions, any hit counts.
 PUBLISHED = {
     "FV GMM+HGLMM (Klein et al., CVPR 2015)": (31.0, 59.3, 73.7, 21.2, 50.0, 64.8),
@@ -18,6 +18,13 @@ PUBLISHED = {
 }
 # Correlation with human judgements as quoted by Hessel et al. (EMNLP 2021): Expert tau-c, CF tau-b, times 100.
 JUDGED = {"CIDEr, with 5 reference captions": (43.9, 24.6), "CLIP-S (CLIP ViT-B/32)": (51.2, 34.4)}
+
+PEERS = {
+    "mini_clip": "Mini-CLIP",
+    "locked": "Mini-CLIP, towers locked",
+    "hugging_face": "VisionTextDualEncoderModel and Trainer",
+    "open_clip": "open_clip's towers and ClipLoss",
+}
 
 
 def main() -> None:
@@ -38,7 +45,7 @@ def tables() -> str:
     parts = [table(dataset) for dataset in ("flickr8k", "coco", "sample") if source(dataset).exists()]
     more = (cross, source("benchmarks", "cross")), (zero_shot, source("flickr8k", "05_zero_shot"))
     more += (human, source("flickr8k", "06_embedding")), (towers, source("benchmarks", "towers"))
-    more += ((scale, source("benchmarks", "scale")),)
+    more += (peers, source("benchmarks", "peers")), (scale, source("benchmarks", "scale"))
     return "\n".join([*parts, *(part() for part, path in more if path.exists())])
 
 
@@ -47,11 +54,36 @@ def source(dataset: str, topic: str = "04_retrieval") -> Path:
     return ROOT / "report" / "results" / dataset / f"{topic}.json"
 
 
+def measured(dataset: str, topic: str = "04_retrieval") -> dict:
+    """Return a record of results; where it, or what is asked of it, is missing, the program ends naming the remedy."""
+    path = source(dataset, topic)
+    if not path.exists():
+        raise SystemExit(f"{path.relative_to(ROOT)} is missing. {remedy(dataset, topic)}")
+
+    class Measured(dict):
+        def __missing__(self, key):
+            raise SystemExit(f"{path.relative_to(ROOT)} has no {key!r}. {remedy(dataset, topic)}")
+
+    return json.loads(path.read_text(encoding="utf-8"), object_hook=Measured)
+
+
+def remedy(dataset: str, topic: str) -> str:
+    """Return which notebook or command writes a result or a figure."""
+    if dataset == "benchmarks":
+        return f"Run: make bench-{topic}"
+    if dataset == "demo":
+        return "Run: make screenshots"
+    number = topic[:2]
+    notebook = next((path.name for path in (ROOT / "notebooks").glob(f"{number}_*.ipynb")), f"{topic}.ipynb")
+    data = "sample" if dataset == "photos" else dataset
+    return f"Run notebooks/{notebook}: python notebooks/run.py --dataset {data} --only {number} --refresh"
+
+
 def zero_shot() -> str:
     """Return top-1 and top-5 of each labelled set: the part on which nothing was chosen, then all images."""
     lines = ["| zero-shot, no label trained on | model | images | classes | top-1 | top-5 | chance |", "|---" * 7 + "|"]
     for dataset in ("flickr8k", "sample"):
-        metrics = json.loads(source(dataset, "05_zero_shot").read_text())["metrics"]
+        metrics = measured(dataset, "05_zero_shot")["metrics"]
         for name in [key for key in ("cifar10", "caltech101", "sample") if key in metrics]:
             title = {"sample": "unseen things of the sample", "cifar10": "CIFAR-10", "caltech101": "Caltech-101"}[name]
             model = "trained on the sample" if dataset == "sample" else "shipped"
@@ -65,7 +97,7 @@ def zero_shot() -> str:
 
 def human() -> str:
     """Return the correlation with people's ratings beside what Hessel et al. (2021) report."""
-    ours = json.loads(source("flickr8k", "06_embedding").read_text())["metrics"]["human"]
+    ours = measured("flickr8k", "06_embedding")["metrics"]["human"]
     return (
         "| agreement with people on Flickr8k | Expert, Kendall tau-c × 100 | CF, tau-b × 100 |\n|---|---|---|\n"
         f"| **Mini-CLIP** | **{100 * ours['expert']['tau']:.1f}** | **{100 * ours['crowd']['tau']:.1f}** |\n"
@@ -76,7 +108,7 @@ def human() -> str:
 
 def cross() -> str:
     """Return mean recall, the average of six, of each training set's model on each dataset."""
-    metrics = json.loads(source("benchmarks", "cross").read_text())["metrics"]
+    metrics = measured("benchmarks", "cross")["metrics"]
     heads = [("flickr8k", "dev"), ("flickr8k", "test"), ("coco", "test")]
     lines = ["| mean recall, trained on | " + " | ".join(f"{d} {s}" for d, s in heads) + " |", "|---" * 4 + "|"]
     for trained_on, reports in metrics.items():
@@ -88,15 +120,15 @@ def cross() -> str:
     verdict = "above" if score > float(high) else "below" if score < float(low) else "inside"
     lines += [
         "",
-        "Six recalls averaged, both ways; one run each. Does COCO's part help Flickr8k? On dev, which decides, the model of "
-        f"both is {verdict} the interval of Flickr8k's own, {low} to {high}.",
+        "Six recalls averaged, both ways; one run each. Does COCO's part help Flickr8k? On dev, which decides, the "
+        f"model of both is {verdict} the interval of Flickr8k's own, {low} to {high}.",
     ]
     return "\n".join(lines) + f"\n\n{link('benchmarks', 'cross')}\n"
 
 
 def towers() -> str:
     """Return what each tower weighs, costs and is worth in speed."""
-    record = json.loads(source("benchmarks", "towers").read_text())
+    record = measured("benchmarks", "towers")
     heads = "tower | parameters (million) | GFLOPs an item | items a second | memory (MiB) | weights | licence"
     lines = [f"| {heads} |", "|---" * 7 + "|"]
     for name, row in record["metrics"]["towers"].items():
@@ -114,7 +146,7 @@ def towers() -> str:
 
 def scale() -> str:
     """Return the time of an exact search beside NumPy's and FAISS's, and the memory of a step in two passes."""
-    metrics = json.loads(source("benchmarks", "scale").read_text())["metrics"]
+    metrics = measured("benchmarks", "scale")["metrics"]
     found = metrics["search"]
     memory = f"resident {found['ours']['resident_mib']:,.0f} MiB, file {found['file_mib']:,.0f} MiB"
     names = {
@@ -138,6 +170,74 @@ def scale() -> str:
     return "\n".join(lines) + f"\n\n{link('benchmarks', 'scale')}\n"
 
 
+def datasets() -> str:
+    """Return what was used, as a table."""
+    rows = ["| dataset | pictures: train, dev, test | captions each | words a caption | licence |", "|---" * 5 + "|"]
+    for name, dataset, licence in (
+        ("Flickr8k", "flickr8k", "research and education only; the photos are their photographers'"),
+        ("COCO, subset", "coco", "captions CC BY 4.0; each photo has its own, named in the annotations"),
+        ("sample", "sample", "glyphs OpenMoji, CC BY-SA 4.0"),
+    ):
+        metrics = measured(dataset, "01_data")["metrics"]
+        sizes = ", ".join(f"{metrics['splits'][split]['images']:,}" for split in ("train", "dev", "test"))
+        each = metrics["splits"]["train"]["captions"] / metrics["splits"]["train"]["images"]
+        rows.append(f"| {name} | {sizes} | {each:.0f} | {metrics['median_words']:.0f} | {licence} |")
+    for name, key in (("CIFAR-10", "cifar10"), ("Caltech-101", "caltech101")):
+        found = measured("flickr8k", "05_zero_shot")["metrics"][key]["all_images"]
+        kind = f"{found['images']:,}, of {found['classes']} classes"
+        rows.append(f"| {name} | {kind} | labels | - | collected from the web; not handed on here |")
+    return "\n".join(rows)
+
+
+def recipe(config: dict) -> str:
+    """Return the settings of a run that matter most, two a line."""
+    train, loss, heads, encoders = (config[key] for key in ("train", "loss", "heads", "encoders"))
+    cells = [
+        ("loss", loss["name"].replace("_", "-")), ("captions a picture", loss["captions_per_image"]),
+        ("batch size", train["batch_size"]), ("epochs", train["epochs"]),
+        ("learning rate, heads", f"{train['lr_heads']:g}"), ("learning rate, towers", f"{train['lr_image']:g}"),
+        ("weight decay", train["weight_decay"]), ("dropout in the heads", heads["dropout"]),
+        ("words dropped", f"{train['word_dropout']:.0%}"), ("tower features dropped", f"{train['tower_dropout']:.0%}"),
+        ("cached views a picture", train["views"]), ("average of weights, decay", train["average"]),
+        ("tuned stages, image", encoders["image_trainable"]), ("tuned stages, text", encoders["text_trainable"]),
+    ]  # fmt: skip
+    lines = [f"| {a} | {x} | {b} | {y} |" for (a, x), (b, y) in zip(cells[::2], cells[1::2], strict=True)]
+    return "\n".join(["| setting | value | setting | value |", "|---" * 4 + "|", *lines])
+
+
+def temperatures(runs: dict) -> str:
+    """Return what each temperature does to recall and to the space, as a table."""
+    lines = ["| temperature | mean recall on dev (%) | alignment | gap |", "|---" * 4 + "|"]
+    for name, row in runs.items():
+        numbers = f"{100 * row['dev_mean_recall']:.1f} | {row['alignment']:.2f} | {row['modality_gap']:.2f}"
+        lines.append(f"| {name} | {numbers} |")
+    return "\n".join(lines)
+
+
+def ablations(most: int | None = None) -> str:
+    """Return the best and the worst setting of the studies by mean recall on dev over seeds, widest apart first."""
+    rows = []
+    for study in measured("flickr8k", "08_ablations")["metrics"]["studies"].values():
+        means = {row["label"]: 100 * mean(row["dev_mean_recall"]) for row in study["rows"]}
+        best, worst = max(means, key=means.get), min(means, key=means.get)
+        text = f"| {study['title']} | {best} | {means[best]:.1f} | {worst} | {means[worst]:.1f} |"
+        rows.append((means[best] - means[worst], text))
+    lines = ["| study | best setting | mean recall (%) | worst setting | mean recall (%) |", "|---" * 5 + "|"]
+    return "\n".join(lines + [text for _, text in sorted(rows, reverse=True)[:most]])
+
+
+def peers() -> str:
+    """Return what others' training code reaches in the same minutes with the same towers."""
+    metrics = measured("benchmarks", "peers")["metrics"]
+    title = f"{metrics['minutes']:.0f} minutes of training on Flickr8k"
+    lines = [f"| {title} | mean recall on test (%) | pictures a second | peak memory (GiB) |", "|---" * 4 + "|"]
+    for name, label in PEERS.items():
+        row = metrics["contenders"][name]
+        numbers = f"{row['images_per_second']:,.0f} | {row['peak_gib']:.1f}"
+        lines.append(f"| {label} | {100 * row['curve'][-1]['mean_recall']:.1f} | {numbers} |")
+    return "\n".join(lines) + f"\n\n{link('benchmarks', 'peers')}\n"
+
+
 def interval(ends: list[float]) -> str:
     """Return a 95% interval in percent."""
     return f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
@@ -151,10 +251,10 @@ def link(dataset: str, topic: str) -> str:
 
 def table(dataset: str) -> str:
     """Return one dataset's rows: trained with intervals, untrained, chance, and what was published."""
-    metrics = json.loads(source(dataset).read_text())["metrics"]
+    metrics = measured(dataset)["metrics"]
     pool = f"**{dataset}** test, {metrics['chance']['images']:,} images × {metrics['chance']['captions']:,} captions"
     if dataset == "coco":
-        splits = json.loads(source(dataset, "01_data").read_text())["metrics"]["splits"]
+        splits = measured(dataset, "01_data")["metrics"]["splits"]
         pool += f"; trained on {splits['train']['images']:,}: a subset of val2017, mostly with people"
     rows = [row("**Mini-CLIP**", metrics["trained"], metrics["interval"])]
     rows += [row("towers as pretrained, heads untrained", metrics["untrained"]), row("chance", metrics["chance"])]

@@ -31,6 +31,7 @@ def test_conda_and_pip_ask_for_the_same():
         + extras["notebooks"]
         + extras["demo"]
         + extras["engine"]
+        + extras["report"]
         + [e for e in extras["test"] if "[" not in e]
     )
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
