@@ -77,6 +77,7 @@ class TrainConfig:
     map_crop: float = 1.0  # side of the random window cut from a cached convolution map
     word_dropout: float = 0.0  # share of a caption's tokens hidden from the trainable top
     tower_dropout: float = 0.0  # dropout inside the trainable text stages
+    shuffle: int = 0  # another number draws other batches, crops and dropout from the same start
     patience: int = 10  # epochs without a better dev recall before stopping
     cache_dtype: str = "float16"  # of the cached trunk outputs
     precision: str = "no"  # accelerate's mixed precision: "no", "bf16" or "fp16"
@@ -119,6 +120,11 @@ class Config:
     def from_dict(cls, values: dict) -> "Config":
         """Build a config from what ``to_dict`` gave; an unknown setting is an error that lists the known ones."""
         return cls().updated(**_flatten(values))
+
+    @property
+    def draws(self) -> int:
+        """What seeds the draws of an epoch; the seed alone decides where training starts."""
+        return self.seed + 7919 * self.train.shuffle
 
     def digest(self) -> str:
         """Return eight hex digits that name this config; only for your own folder does it matter where data lie."""

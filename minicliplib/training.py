@@ -178,7 +178,7 @@ def epoch_batches(config: Config, outputs: TrunkOutputs, epoch: int) -> Iterator
 
     The last, smaller batch is left out: its loss would have another ln(B).
     """
-    rng = np.random.default_rng([config.seed, epoch])
+    rng = np.random.default_rng([config.draws, epoch])
     size, per_image, first = config.train.batch_size, config.loss.captions_per_image, outputs.first
     order = rng.permutation(len(outputs.data))
     for start in range(0, len(order) - size + 1, size):
@@ -247,8 +247,8 @@ class Learner:
     def train_epoch(self, epoch: int, bar: tqdm, best: float) -> dict:
         """Run one epoch and return its row of history; ``seconds`` counts training only."""
         losses, started = [], time.perf_counter()
-        rng = np.random.default_rng([self.config.seed, epoch, 1])
-        torch.manual_seed(self.config.seed * 100_003 + epoch + 1009 * self.accelerator.process_index)  # dropout
+        rng = np.random.default_rng([self.config.draws, epoch, 1])
+        torch.manual_seed(self.config.draws * 100_003 + epoch + 1009 * self.accelerator.process_index)  # dropout
         self.model.train()
         for batch in epoch_batches(self.config, self.outputs, epoch):
             losses.append(self.train_step(*self._share(*batch), rng))

@@ -13,6 +13,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy import stats
 
 from .config import data_root, output_root
 from .explain import overlay
@@ -264,3 +265,24 @@ def words(rows: Sequence[tuple[str, Sequence[tuple[str, float]], Sequence[tuple[
         ax.set(title=fill(title, 34), xlabel="share in the cosine")
     axes[0, 0].legend(fontsize=8)
     return fig
+
+
+def study(result: Mapping) -> Figure:
+    """One study: what ``seed_dots`` draws, in a figure of its own; ``result`` has a title and rows."""
+    fig, ax = plt.subplots(figsize=(6, 0.9 + 0.24 * len(result["rows"])))
+    seed_dots(ax, result)
+    ax.set_xlabel("mean recall on dev (%)")
+    return fig
+
+
+def seed_dots(ax, result: Mapping) -> None:
+    """Draw a row per setting: a dot per seed, their mean, and its 95% interval (t, spread pooled over the settings)."""
+    points = 100 * np.array([row["dev_mean_recall"] for row in result["rows"]])  # (settings, seeds)
+    settings, seeds = points.shape
+    spread = np.sqrt(points.var(1, ddof=1).mean() / seeds)
+    half = stats.t.ppf(0.975, settings * (seeds - 1)) * spread
+    for y, row in enumerate(points):
+        ax.plot(row, [y] * seeds, "o", ms=4, color=BLUE, alpha=0.6)
+        ax.errorbar(row.mean(), y, xerr=half, fmt="|", ms=11, mew=2, color=ORANGE, lw=1)
+    ax.set_yticks(range(len(result["rows"])), [row["label"] for row in result["rows"]])
+    ax.set(ylim=(len(result["rows"]) - 0.5, -0.5), title=result["title"])
