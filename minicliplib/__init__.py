@@ -14,6 +14,7 @@ from .data import (
 from .encoders import EncoderError
 from .explain import altered, leave_one_out, randomised, relevance_map, word_relevance
 from .images import DataError, image_files, load_image
+from .interop import as_open_clip
 from .labelled import LabelledImages, load_labelled
 from .loss import contrastive_loss
 from .metrics import (

@@ -88,8 +88,8 @@ def cross() -> str:
     verdict = "above" if score > float(high) else "below" if score < float(low) else "inside"
     lines += [
         "",
-        "Six recalls averaged, both ways; one run each. Does COCO's part help Flickr8k? On dev, which decides, the model of "
-        f"both is {verdict} the interval of Flickr8k's own, {low} to {high}.",
+        "Six recalls averaged, both ways; one run each. Does COCO's part help Flickr8k? On dev, which decides, the "
+        f"model of both is {verdict} the interval of Flickr8k's own, {low} to {high}.",
     ]
     return "\n".join(lines) + f"\n\n{link('benchmarks', 'cross')}\n"
 

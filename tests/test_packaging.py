@@ -11,8 +11,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 # Data flows from left to right; a module imports from those before it only.
 ORDER = [
-    *("config", "images", "scenes", "data", "labelled", "archives", "encoders", "model", "trunk", "loss", "metrics"),
-    *("training", "retrieval", "engine", "zeroshot", "explain", "visualize", "demo", "__main__"),
+    *("config", "images", "scenes", "data", "labelled", "archives", "encoders", "model", "interop", "trunk", "loss"),
+    *("metrics", "training", "retrieval", "engine", "zeroshot", "explain", "visualize", "demo", "__main__"),
 ]
 CONDA_NAMES = {"pytorch": "torch"}
 
@@ -31,6 +31,7 @@ def test_conda_and_pip_ask_for_the_same():
         + extras["notebooks"]
         + extras["demo"]
         + extras["engine"]
+        + extras["peers"]
         + [e for e in extras["test"] if "[" not in e]
     )
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
