@@ -96,7 +96,7 @@ def contend(
     else:
         contender = {"hugging_face": hugging_face, "open_clip": open_clip}[name]
         contender(train, folder, lr, watch)
-        code = (Rows, contender)
+        code = (Rows, contender, *([open_clip_model] if name == "open_clip" else []))
     return {
         "curve": watch.curve,
         "images_per_second": watch.images / (60 * watch.curve[-1]["minutes"]),
@@ -247,8 +247,8 @@ def hugging_face(train, folder, lr, watch):
     trainer.train()
 
 
-def open_clip(train, folder, lr, watch):
-    from open_clip import ClipLoss, image_transform
+def open_clip_model(folder):
+    from open_clip import image_transform
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
     from open_clip.tokenizer import HFTokenizer
     from timm.models import load_checkpoint
@@ -258,7 +258,14 @@ def open_clip(train, folder, lr, watch):
     model = CustomTextCLIP(512, vision, text)
     load_checkpoint(model.visual.trunk, f"{folder}/timm.safetensors")
     tokenizer = HFTokenizer(MINILM, context_length=40)
-    augment, plain = (image_transform(224, is_train, mean=(0.5,) * 3, std=(0.5,) * 3) for is_train in (True, False))
+    augment, plain = (image_transform(224, train, mean=(0.5,) * 3, std=(0.5,) * 3) for train in (True, False))
+    return model, augment, plain, tokenizer
+
+
+def open_clip(train, folder, lr, watch):
+    from open_clip import ClipLoss
+
+    model, augment, plain, tokenizer = open_clip_model(folder)
     loader = DataLoader(Rows(train, augment), batch_size=128, shuffle=True, drop_last=True, num_workers=1)
     decayed, others = [], []
     for parameter in model.parameters():

@@ -6,11 +6,7 @@ retrieval, zeroshot, explain -> visualize, demo -> command line and notebooks.
 
 from .archives import download
 from .config import PRESETS, Config, output_root, preset, save_result, set_seed
-from .data import (
-    CaptionedImages,
-    load_dataset,
-    load_judgements,
-)
+from .data import CaptionedImages, load_dataset, load_judgements
 from .encoders import EncoderError
 from .explain import altered, leave_one_out, randomised, relevance_map, word_relevance
 from .images import DataError, image_files, load_image

@@ -140,7 +140,7 @@ class ImageEncoder(Encoder):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             squares = list(pool.map(self.square, images, plain if views is None else views, seeds or plain))
         pixels = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)  # (n, 3, h, w), channels last
-        return (pixels.to(self.mean.device).float() / 255 - self.mean) / self.std
+        return pixels.to(self.mean.device).float().div_(255).sub_(self.mean).div_(self.std)
 
     def square(self, image: ImageLike, view: int = 0, seed: int = 0) -> Image.Image:
         """Decode and resize: one image in its view -> an RGB picture of size x size."""
