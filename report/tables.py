@@ -167,12 +167,10 @@ def peers() -> str:
         lines.append(f"| {title} | {' | '.join(cells)} |")
     lines.append("")
     for name, row in metrics["cheaper_at_equal_recall"].items():
-        ours, peer = (CONTENDERS[part] for part in name.split(" against "))
-        best = f"{peer} is at its best, {100 * row['mean_recall']:.1f}, after {row['peer_minutes']:.1f} minutes"
-        times = (
-            f"{row['our_minutes']:.1f} minutes: {row['times']:.1f} times less" if "times" in row else "not within these"
-        )
-        lines.append(f"- {best}; {ours} gets there in {times}.")
+        ours, peer = (CONTENDERS[part].split(":")[0] for part in name.split(" against "))
+        times = f"{row['our_minutes']:.1f} minutes, {row['times']:.1f} times cheaper" if "times" in row else "more"
+        best = f"{100 * row['mean_recall']:.1f}, the best of {peer}"
+        lines.append(f"- {best}, took it {row['peer_minutes']:.1f} minutes; {ours} took {times}.")
     where = f"{record['machine']['threads']} threads of a CPU, torch {record['versions']['torch']}"
     lines += [
         "",
