@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATASET ?= sample
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: run test report demo refresh screenshots bench bench-towers bench-scale bench-cross data clean
+.PHONY: run test report demo refresh screenshots bench bench-towers bench-scale bench-cross bench-peers bench-embedding data clean
 
 run: $(VENV)/.installed        ## run notebooks 01-07 on the sample into out/, and print the result
 	$(BIN)/python notebooks/run.py --dataset $(DATASET)
@@ -40,6 +40,13 @@ bench-scale: $(VENV)/.installed ## measure search and memory at scale (FAISS too
 
 bench-cross: $(VENV)/.installed ## train and test across Flickr8k and COCO (both must be in data/; an hour or two)
 	$(BIN)/python benchmarks/cross.py
+
+bench-peers: $(VENV)/.installed ## train beside transformers and open_clip, and be measured by clip_benchmark (two hours)
+	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/peers.py evaluation
+
+bench-embedding: $(VENV)/.installed ## images and captions a second, beside transformers, open_clip and the processor's limit
+	$(BIN)/python benchmarks/embedding.py
 
 data: $(VENV)/.installed       ## download Flickr8k into data/
 	$(BIN)/miniclip download flickr8k

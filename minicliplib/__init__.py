@@ -6,14 +6,11 @@ retrieval, zeroshot, explain -> visualize, demo -> command line and notebooks.
 
 from .archives import download
 from .config import PRESETS, Config, output_root, preset, save_result, set_seed
-from .data import (
-    CaptionedImages,
-    load_dataset,
-    load_judgements,
-)
+from .data import CaptionedImages, load_dataset, load_judgements
 from .encoders import EncoderError
 from .explain import altered, leave_one_out, randomised, relevance_map, word_relevance
 from .images import DataError, image_files, load_image
+from .interop import as_open_clip
 from .labelled import LabelledImages, load_labelled
 from .loss import contrastive_loss
 from .metrics import (

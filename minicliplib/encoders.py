@@ -138,11 +138,12 @@ class ImageEncoder(Encoder):
         """
         plain = [0] * len(images)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            squares = list(pool.map(self._square, images, plain if views is None else views, seeds or plain))
+            squares = list(pool.map(self.square, images, plain if views is None else views, seeds or plain))
         pixels = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)  # (n, 3, h, w), channels last
-        return (pixels.to(self.mean.device).float() / 255 - self.mean) / self.std
+        return pixels.to(self.mean.device).float().div_(255).sub_(self.mean).div_(self.std)
 
-    def _square(self, image: ImageLike, view: int, seed: int) -> np.ndarray:
+    def square(self, image: ImageLike, view: int = 0, seed: int = 0) -> Image.Image:
+        """Decode and resize: one image in its view -> an RGB picture of size x size."""
         picture = load_image(image, hint=self.size if view < 2 else 2 * self.size)
         if view >= 2:
             picture = _random_crop(picture, np.random.default_rng([view, seed]))
@@ -150,7 +151,7 @@ class ImageEncoder(Encoder):
             picture = ImageOps.mirror(picture)
         if max(picture.size) <= self.size // 4:
             picture = _enlarge_tiny(picture, self.size)
-        return np.asarray(picture.resize((self.size, self.size), Image.Resampling.BICUBIC))
+        return picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
 
 
 class TextEncoder(Encoder):
@@ -184,12 +185,12 @@ class TextEncoder(Encoder):
         weights = mask.to(hidden.dtype).unsqueeze(-1)  # (B, T, 1)
         return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
 
-    def prepare(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Tokenize: n texts -> token ids (n, T) and mask (n, T), padded to the longest of these texts."""
+    def prepare(self, texts: Sequence[str], padding: bool | str = True) -> tuple[Tensor, Tensor]:
+        """Tokenize: n texts -> ids and mask (n, T), padded to the longest of these texts, or to "max_length"."""
         for i, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"Text {i} is empty: each text needs at least one word.")
-        options = {"padding": True, "truncation": True, "max_length": self.max_tokens, "return_tensors": "pt"}
+        options = {"padding": padding, "truncation": True, "max_length": self.max_tokens, "return_tensors": "pt"}
         batch = self.tokenizer(list(texts), **options).to(next(self.parameters()).device)
         return batch["input_ids"], batch["attention_mask"]
 

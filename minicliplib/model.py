@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -106,10 +107,11 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         if isinstance(images, ImageLike):
             images = [images]
         out = torch.empty(len(images), self.dim, device=self.device)
+        ready = lambda batch: batch.to(self.device) if isinstance(batch, Tensor) else self.image_encoder.prepare(batch)
+        starts = range(0, len(images), batch_size)
+        batches = _ahead(ready(images[start : start + batch_size]) for start in starts)
         with _eval_mode(self):
-            for start in tqdm(range(0, len(images), batch_size), "images", disable=no_bar(progress)):
-                batch = images[start : start + batch_size]
-                pixels = batch.to(self.device) if isinstance(batch, Tensor) else self.image_encoder.prepare(batch)
+            for start, pixels in zip(tqdm(starts, "images", disable=no_bar(progress)), batches, strict=True):
                 views = _looks(pixels, looks or self.config.encoders.looks)
                 vectors = sum(self.project_image(self.image_encoder.trunk(view)) for view in views)
                 out[start : start + batch_size] = F.normalize(vectors, dim=-1)
@@ -178,6 +180,15 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+def _ahead(batches: Iterator) -> Iterator:
+    """Yield the batches, each next one in the making meanwhile: decoding costs the tower no time."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
 
 
 def _looks(pixels: Tensor, count: int) -> list[Tensor]:

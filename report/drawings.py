@@ -1,10 +1,12 @@
 """The report's vector figures, each drawn from results: a function per figure, named as the report calls it."""
 
+import re
+
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
-from tables import PEERS, PUBLISHED, measured
+from tables import CONTENDERS, PUBLISHED, measured
 
 from minicliplib import visualize as viz
 
@@ -109,13 +111,8 @@ def ablations() -> Figure:
     for column, half in zip(fig.subfigures(1, 2), halves, strict=True):
         sizes = [1.6 + len(study["rows"]) for study in half]
         for ax, study in zip(column.subplots(len(half), 1, squeeze=False, height_ratios=sizes).flat, half, strict=True):
-            for y, row in enumerate(study["rows"]):
-                points = [100 * value for value in row["dev_mean_recall"]]
-                ax.plot(points, [y] * len(points), "o", ms=4, color=viz.BLUE, alpha=0.6)
-                ax.plot(sum(points) / len(points), y, "|", ms=11, mew=2, color=viz.ORANGE)
-            ax.set_yticks(range(len(study["rows"])), [row["label"] for row in study["rows"]], fontsize=7)
-            ax.set_ylim(len(study["rows"]) - 0.5, -0.5)
-            ax.tick_params(axis="x", labelsize=7)
+            viz.seed_dots(ax, study)
+            ax.tick_params(labelsize=7)
             ax.set_title(study["title"], fontsize=8)
     return fig
 
@@ -123,9 +120,9 @@ def ablations() -> Figure:
 def peers() -> Figure:
     """Draw mean recall against minutes of training, for us and for others on the same towers."""
     fig, ax = plt.subplots(figsize=(6, 2.7))
-    for name, label in PEERS.items():
+    for name, label in CONTENDERS.items():
         curve = measured("benchmarks", "peers")["metrics"]["contenders"][name]["curve"]
-        ax.plot([p["minutes"] for p in curve], [100 * p["mean_recall"] for p in curve], "o-", ms=3, label=label)
+        ax.plot([p["minutes"] for p in curve], [100 * p["mean_recall"] for p in curve], "o-", ms=3, label=re.sub("[*`]", "", label))
     ax.set(xlabel="minutes of training", ylabel="mean recall on test (%)", xlim=(0, None), ylim=(0, None))
     ax.legend(fontsize=8)
     return fig

@@ -19,13 +19,6 @@ PUBLISHED = {
 # Correlation with human judgements as quoted by Hessel et al. (EMNLP 2021): Expert tau-c, CF tau-b, times 100.
 JUDGED = {"CIDEr, with 5 reference captions": (43.9, 24.6), "CLIP-S (CLIP ViT-B/32)": (51.2, 34.4)}
 
-PEERS = {
-    "mini_clip": "Mini-CLIP",
-    "locked": "Mini-CLIP, towers locked",
-    "hugging_face": "VisionTextDualEncoderModel and Trainer",
-    "open_clip": "open_clip's towers and ClipLoss",
-}
-
 
 def main() -> None:
     """Put the tables between the two markers of README.md."""
@@ -45,7 +38,8 @@ def tables() -> str:
     parts = [table(dataset) for dataset in ("flickr8k", "coco", "sample") if source(dataset).exists()]
     more = (cross, source("benchmarks", "cross")), (zero_shot, source("flickr8k", "05_zero_shot"))
     more += (human, source("flickr8k", "06_embedding")), (towers, source("benchmarks", "towers"))
-    more += (peers, source("benchmarks", "peers")), (scale, source("benchmarks", "scale"))
+    more += (scale, source("benchmarks", "scale")), (peers, source("benchmarks", "peers"))
+    more += (open_clip, source("benchmarks", "open_clip")), (embedding, source("benchmarks", "embedding"))
     return "\n".join([*parts, *(part() for part, path in more if path.exists())])
 
 
@@ -226,16 +220,83 @@ def ablations(most: int | None = None) -> str:
     return "\n".join(lines + [text for _, text in sorted(rows, reverse=True)[:most]])
 
 
+# What stands beside ours in benchmarks/peers.py and benchmarks/embedding.py.
+CONTENDERS = {
+    "mini_clip": "**Mini-CLIP**, the preset",
+    "locked": "**Mini-CLIP**, towers locked",
+    "hugging_face": "transformers: `VisionTextDualEncoderModel`, its example",
+    "open_clip": "open_clip: its towers and `ClipLoss`",
+}
+
+
 def peers() -> str:
-    """Return what others' training code reaches in the same minutes with the same towers."""
-    metrics = measured("benchmarks", "peers")["metrics"]
-    title = f"{metrics['minutes']:.0f} minutes of training on Flickr8k"
-    lines = [f"| {title} | mean recall on test (%) | pictures a second | peak memory (GiB) |", "|---" * 4 + "|"]
-    for name, label in PEERS.items():
+    """Return test recall after equal minutes of training, what each contender needs, and minutes at equal recall."""
+    record = measured("benchmarks", "peers")
+    metrics = record["metrics"]
+    marks = [metrics["minutes"] * quarter / 4 for quarter in (1, 2, 3, 4)]
+    heads = [f"{mark:g} min" for mark in marks]
+    heads = ["mean recall on Flickr8k's test split after", *heads, "images a second", "peak GiB", "lines of user code"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, title in CONTENDERS.items():
         row = metrics["contenders"][name]
-        numbers = f"{row['images_per_second']:,.0f} | {row['peak_gib']:.1f}"
-        lines.append(f"| {label} | {100 * row['curve'][-1]['mean_recall']:.1f} | {numbers} |")
+        cells = []
+        for mark in marks:
+            # A measurement comes after the step or epoch in which its time was up.
+            done = [p["mean_recall"] for p in row["curve"] if p["minutes"] <= mark + marks[0] / 10]
+            cells.append(f"{100 * max(done):.1f}" if done else "-")
+        cells += [f"{row['images_per_second']:.0f}", f"{row['peak_gib']:.1f}", str(row["lines_of_user_code"])]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    lines.append("")
+    for name, row in metrics["cheaper_at_equal_recall"].items():
+        ours, peer = (CONTENDERS[part].split(":")[0] for part in name.split(" against "))
+        times = f"{row['our_minutes']:.1f} minutes, {row['times']:.1f} times cheaper" if "times" in row else "more"
+        best = f"{100 * row['mean_recall']:.1f}, the best of {peer}"
+        lines.append(f"- {best}, took it {row['peer_minutes']:.1f} minutes; {ours} took {times}.")
+    where = f"{record['machine']['threads']} threads of a CPU, torch {record['versions']['torch']}"
+    lines += [
+        "",
+        f"Training only ({where}), each contender in a process of its own, ours from an empty cache; "
+        f"same data, towers and weights. ![Recall against minutes](figures/benchmarks/peers.png)",
+    ]
     return "\n".join(lines) + f"\n\n{link('benchmarks', 'peers')}\n"
+
+
+def open_clip() -> str:
+    """Return what clip_benchmark's code finds on the triple of ``as_open_clip``, beside our numbers."""
+    metrics = measured("benchmarks", "open_clip")["metrics"]
+    lines = ["| the shipped checkpoint, measured by | `clip_benchmark` | Mini-CLIP |", "|---|---|---|"]
+    sets = {"flickr8k": ("Flickr8k test", "images"), "cifar10": ("CIFAR-10", "images")}
+    for name, (title, unit) in sets.items():
+        for key, value in metrics[name]["ours"].items():
+            theirs = metrics[name]["clip_benchmark"][key]
+            where = f"{title}, {metrics[name][unit]:,} {unit}: {key.replace('_', ' ')}"
+            lines.append(f"| {where} | {100 * theirs:.2f} | {100 * value:.2f} |")
+    return "\n".join(lines) + f"\n\n{link('benchmarks', 'open_clip')}\n"
+
+
+def embedding() -> str:
+    """Return items a second of the pair, by us, by the peers and at most, and where our time goes."""
+    record = measured("benchmarks", "embedding")
+    metrics = record["metrics"]
+    lines = ["| embedded a second | images, 224×224 | images, 500×375 | captions |", "|---|---|---|---|"]
+    titles = {"ours": "**Mini-CLIP**", "hugging_face": "transformers", "open_clip": "open_clip"}
+    for name, title in titles.items():
+        speeds = [metrics[name][part]["items_per_second"] for part in ("224x224", "500x375", "captions")]
+        lines.append(f"| {title} | {' | '.join(f'{speed:,.0f}' for speed in speeds)} |")
+    most = metrics["limit"]["items_per_second"]
+    rate, images = f"{metrics['limit']['matrix_product_gflops']:.0f} GFLOPS", f"{most['images']:,.0f}"
+    lines.append(f"| limit: a matrix product's {rate} | {images} | {images} | {most['captions']:,.0f} |")
+    parts = [
+        f"{size.replace('x', '×')}: "
+        + ", ".join(f"{part} {ms:.1f}" for part, ms in metrics["ours"][size]["ms"].items())
+        for size in ("224x224", "500x375", "captions")
+    ]
+    where = f"{record['machine']['threads']} threads of a CPU, torch {record['versions']['torch']}"
+    lines += [
+        "",
+        f"Same towers and weights, {where}. Milliseconds of ours an item, each part alone: {'; '.join(parts)}.",
+    ]
+    return "\n".join(lines) + f"\n\n{link('benchmarks', 'embedding')}\n"
 
 
 def interval(ends: list[float]) -> str:

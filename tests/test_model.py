@@ -112,10 +112,12 @@ def test_nothing_in_gives_nothing_out_and_an_empty_text_is_an_error(locked):
         locked.eval()
 
 
-def test_an_unreadable_image_is_named(locked, tmp_path):
+def test_an_unreadable_image_is_named(locked, pictures, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     with pytest.raises(mc.DataError, match=r"bad\.jpg"):
         locked.encode_image([tmp_path / "bad.jpg"])
+    with pytest.raises(mc.DataError, match=r"bad\.jpg"):
+        locked.encode_image([*pictures, tmp_path / "bad.jpg"], batch_size=2)  # read while another is embedded
 
 
 # ---- parts -----------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 # Data flows from left to right; a module imports from those before it only.
 ORDER = [
-    *("config", "images", "scenes", "data", "labelled", "archives", "encoders", "model", "trunk", "loss", "metrics"),
-    *("training", "retrieval", "engine", "zeroshot", "explain", "visualize", "demo", "__main__"),
+    *("config", "images", "scenes", "data", "labelled", "archives", "encoders", "model", "interop", "trunk", "loss"),
+    *("metrics", "training", "retrieval", "engine", "zeroshot", "explain", "visualize", "demo", "__main__"),
 ]
 CONDA_NAMES = {"pytorch": "torch"}
 
@@ -32,6 +32,7 @@ def test_conda_and_pip_ask_for_the_same():
         + extras["demo"]
         + extras["engine"]
         + extras["report"]
+        + extras["peers"]
         + [e for e in extras["test"] if "[" not in e]
     )
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
@@ -65,7 +66,7 @@ def test_the_package_is_read_in_one_sitting():
     paths = (ROOT / "minicliplib").glob("*.py")
     lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
 
-    assert sum(lines.values()) <= 3850, lines  # docstrings and blank lines included
+    assert sum(lines.values()) <= 3890, lines  # docstrings and blank lines included
     assert max(lines.values()) <= 360, lines
 
 
