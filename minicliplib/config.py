@@ -78,6 +78,7 @@ class TrainConfig:
     word_dropout: float = 0.0  # share of a caption's tokens hidden from the trainable top
     tower_dropout: float = 0.0  # dropout inside the trainable text stages
     shuffle: int = 0  # another number draws other batches, crops and dropout from the same start
+    soup: int = 1  # runs that differ in ``shuffle`` alone, whose weights are averaged (Wortsman et al. 2022)
     patience: int = 10  # epochs without a better dev recall before stopping
     cache_dtype: str = "float16"  # of the cached trunk outputs
     precision: str = "no"  # accelerate's mixed precision: "no", "bf16" or "fp16"
@@ -152,7 +153,7 @@ PRESETS = {
     "sample": Config(),
     "flickr8k": _TUNED.updated(
         **{"heads.image_dropout": 0.4, "loss.temperature": 0.04, "loss.soft": 0.5},
-        **{"train.views": 10, "train.epochs": 14},
+        **{"train.views": 10, "train.epochs": 14, "train.soup": 3},
     ),
     # For a part of val2017, where few images make short epochs.
     "coco": _TUNED.updated(**{"data.name": "coco", "train.epochs": 40, "train.batch_size": 128}),

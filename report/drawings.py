@@ -122,7 +122,13 @@ def peers() -> Figure:
     fig, ax = plt.subplots(figsize=(6, 2.7))
     for name, label in CONTENDERS.items():
         curve = measured("benchmarks", "peers")["metrics"]["contenders"][name]["curve"]
-        ax.plot([p["minutes"] for p in curve], [100 * p["mean_recall"] for p in curve], "o-", ms=3, label=re.sub("[*`]", "", label))
+        ax.plot(
+            [p["minutes"] for p in curve],
+            [100 * p["mean_recall"] for p in curve],
+            "o-",
+            ms=3,
+            label=re.sub("[*`]", "", label),
+        )
     ax.set(xlabel="minutes of training", ylabel="mean recall on test (%)", xlim=(0, None), ylim=(0, None))
     ax.legend(fontsize=8)
     return fig

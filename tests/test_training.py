@@ -110,6 +110,18 @@ def test_chunks_replay_their_dropout(few):
     assert torch.allclose(model.image_head.project.weight.grad, gradient, atol=1e-5)
 
 
+def test_a_soup_is_the_mean_of_runs_from_one_start(few, tmp_path):
+    settings = config(TUNED | {"train.epochs": 1, "train.soup": 2})
+    run = mc.fit(settings, tmp_path, few, few)
+    first, second = (mc.load(tmp_path / f"run{k}").learned_state() for k in (0, 1))
+    soup = mc.load(tmp_path)
+    assert soup.config == settings
+    for name, tensor in soup.learned_state().items():
+        assert torch.allclose(tensor, (first[name] + second[name]) / 2, rtol=2e-3), name  # kept in half precision
+    assert not torch.equal(first["image_head.project.weight"], second["image_head.project.weight"])
+    assert len(run.history) == 1
+
+
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(pairs, tmp_path, average):
     settings = config(SMALL | {"train.epochs": 4, "train.average": average})
