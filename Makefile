@@ -7,7 +7,7 @@ NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-w
 
 .PHONY: run test report demo refresh screenshots bench bench-towers bench-scale bench-cross bench-peers bench-embedding data clean
 
-run: $(VENV)/.installed        ## run notebooks 01-07 on the sample into out/, and print the result
+run: $(VENV)/.installed        ## run notebooks 01-08 on the sample into out/, and print the result
 	$(BIN)/python notebooks/run.py --dataset $(DATASET)
 
 test: $(VENV)/.installed       ## style, unit tests, then every notebook against its committed outputs

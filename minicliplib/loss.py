@@ -66,7 +66,7 @@ def soft_targets(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor, like
     another photo of a running dog is less wrong than one of a bride.
     """
     own = F.one_hot(owner, len(image)).to(likeness)  # (M, B)
-    own = own / own.sum(0)
+    own = own / own.sum(0).clamp(min=1)
     logits = scale * image @ text.T  # (B, M)
     image_to_text = F.cross_entropy(logits, (own.T @ likeness).softmax(1))
     return (image_to_text + F.cross_entropy(logits.T, (likeness @ own).softmax(1))) / 2

@@ -69,6 +69,7 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         self.text_head = ProjectionHead(self.text_encoder.dim, heads)
         scale = torch.tensor(-math.log(self.config.loss.temperature))
         self.logit_scale = nn.Parameter(scale, requires_grad=self.config.loss.learn_temperature)
+        self.bound_scale()
         self.eval()
 
     @property
@@ -81,8 +82,12 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         return self.project_image(image_hidden), self.project_text(text_hidden, text_mask), self.scale()
 
     def scale(self) -> Tensor:
-        """Inverse temperature, at most the config's ``loss.max_scale``."""
+        """Inverse temperature, at most ``loss.max_scale``."""
         return self.logit_scale.clamp(max=math.log(self.config.loss.max_scale)).exp()
+
+    def bound_scale(self) -> None:
+        """Bring the stored scale back to its bound (CLIP, section 2.5): above, it has no gradient to return by."""
+        self.logit_scale.data.clamp_(max=math.log(self.config.loss.max_scale))
 
     def project_image(self, hidden: Tensor) -> Tensor:
         """Trunk output -> unit vectors (B, E) float32."""
@@ -183,7 +188,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _ahead(batches: Iterator) -> Iterator:
-    """Yield the batches, each next one in the making meanwhile: decoding costs the tower no time."""
+    """Yield the batches, each next one in the making meanwhile: decoding overlaps with the tower."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, batches, None)
         while (batch := coming.result()) is not None:

@@ -1,8 +1,8 @@
 """Training: every epoch costs only the trainable tops, since the frozen trunks' outputs are cached.
 
 A run is a folder: ``config.json`` + ``model.safetensors`` (the best epoch by dev mean recall), ``history.csv``, and
-``state.safetensors`` (the last epoch, to resume from). All random draws of an epoch follow from the seed and the
-epoch's number, so a resumed run repeats an unbroken one.
+``state.safetensors`` (the last epoch, to resume from). All random draws of an epoch follow from the seed,
+``train.shuffle`` and the epoch's number, so a resumed run repeats an unbroken one.
 """
 
 import json
@@ -10,14 +10,14 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 from safetensors import safe_open
@@ -56,7 +56,8 @@ def load_or_fit(config: Config, **options) -> Run:
     """Return the finished run of a config, training it first where it does not exist yet."""
     folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):  # of two notebooks that need a run, one trains and the other waits
+    alone = PartialState().num_processes == 1  # processes of one run must not wait for each other
+    with FileLock(folder / "lock") if alone else nullcontext():  # of two notebooks, one trains and the other waits
         return fit(config, folder, **options)
 
 
@@ -95,7 +96,7 @@ def fit(
     train = train or load_dataset(split="train", **source)
     dev = dev or load_dataset(split="dev", **source)
     accelerator = Accelerator(mixed_precision=config.train.precision)
-    _check(config, train, accelerator.num_processes)
+    _check(config, train, accelerator)
     set_seed(config.seed)
     model = MiniCLIP(config).to(accelerator.device)
     learner = Learner(config, model, accelerator, TrunkOutputs(model, train, config.train.views, cache, progress))
@@ -131,24 +132,32 @@ def _soup(config: Config, folder: Path, **options) -> Run:
 
     Fine-tuned from one start they lie in one valley: the average costs as much as one, and does nearly as well as all.
     """
-    runs = []
+    runs, first = [], config.train.shuffle * config.train.soup
+    _read_history(folder, config)  # refuses a folder that holds another run
     for k in range(config.train.soup):
-        one = config.updated(**{"train.soup": 1, "train.shuffle": k})
+        one = config.updated(**{"train.soup": 1, "train.shuffle": first + k})
         at_home = folder == run_folder(config)  # where others look for a run, too
         runs.append(load_or_fit(one, **options) if at_home else fit(one, folder / f"run{k}", **options))
-    model, states = MiniCLIP(config).to(runs[0].model.device), [run.model.learned_state() for run in runs]
+    model, states = MiniCLIP(config), [run.model.cpu().learned_state() for run in runs]
     model.load_learned_state({name: torch.stack([s[name] for s in states]).mean(0) for name in states[0]})
-    if Accelerator().is_main_process:
+    state, histories = PartialState(), [run.history.assign(run=k) for k, run in enumerate(runs)]
+    if state.is_main_process:
         model.save(folder)
-    return Run(model, folder, runs[0].history)
+        pd.concat(histories).to_csv(folder / "history.csv", index=False)
+    state.wait_for_everyone()
+    return Run(load(folder, state.device), folder, runs[0].history)
 
 
-def _check(config: Config, train: CaptionedImages, processes: int) -> None:
+def _check(config: Config, train: CaptionedImages, accelerator: Accelerator) -> None:
     """Refuse now, in one sentence, what would fail after minutes."""
+    processes = accelerator.num_processes
     settings, per_image, size = config.train, config.loss.captions_per_image, config.train.batch_size
     for name in ("epochs", "patience", "views", "soup"):
         if getattr(settings, name) < 1:
             raise ValueError(f"train.{name} must be 1 or more, not {getattr(settings, name)}.")
+    for name in ("temperature", "soft_temperature", "max_scale"):
+        if getattr(config.loss, name) <= 0:
+            raise ValueError(f"loss.{name} must be above 0, not {getattr(config.loss, name)}.")
     if not 0 <= config.loss.soft <= 1:
         raise ValueError(f"loss.soft is a share, from 0 to 1, not {config.loss.soft}.")
     if settings.cache_dtype not in ("float16", "float32"):
@@ -162,7 +171,8 @@ def _check(config: Config, train: CaptionedImages, processes: int) -> None:
     fewest = min(map(len, train.captions))
     if not 1 <= per_image <= fewest:
         raise ValueError(f"An image of {train.name!r} has {fewest} captions; loss.captions_per_image is {per_image}.")
-    two, texts = torch.eye(2), torch.arange(2).repeat_interleave(per_image)
+    two = torch.eye(2, device=accelerator.device)
+    texts = torch.arange(2, device=two.device).repeat_interleave(per_image)
     contrastive_loss(config.loss.name, two, two[texts], two[0, 0], texts)
 
 
@@ -300,6 +310,7 @@ class Learner:
             group["lr"] = group["peak"] * self._warmup_and_cosine()
         self.optimiser.step()
         self.optimiser.zero_grad()
+        self.model.bound_scale()
         self.step += 1
         for name, mean in self.average.items():
             decay = min(self.config.train.average, self.step / (9 + self.step))  # a short memory at the start

@@ -15,6 +15,7 @@ EXPECTED = [
     "05_zero_shot_classification",
     "06_embedding_and_attention",
     "07_interactive_demo",
+    "08_ablations",
 ]
 NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in EXPECTED]
 

@@ -120,6 +120,22 @@ def test_a_soup_is_the_mean_of_runs_from_one_start(few, tmp_path):
         assert torch.allclose(tensor, (first[name] + second[name]) / 2, rtol=2e-3), name  # kept in half precision
     assert not torch.equal(first["image_head.project.weight"], second["image_head.project.weight"])
     assert len(run.history) == 1
+    assert pd.read_csv(tmp_path / "history.csv")["run"].tolist() == [0, 1]
+    with pytest.raises(ValueError, match="another config"):  # rather than its checkpoint under another's state
+        mc.fit(settings, tmp_path / "run0", few, few)
+
+
+def test_the_logit_scale_comes_back_from_its_bound(few, tmp_path):
+    bound = {"loss.max_scale": 20.0, "loss.temperature": 0.01, "train.epochs": 3, "train.lr_heads": 1e-2}
+    scales = mc.fit(config(TUNED | bound), tmp_path, few, few).history["logit_scale"]
+    assert scales.max() <= 20.001
+    assert scales.min() < 19.9
+
+
+def test_a_bad_share_or_temperature_is_refused(few, tmp_path):
+    for name, value in (("loss.soft", 2.0), ("loss.temperature", 0.0), ("loss.max_scale", -1.0), ("train.soup", 0)):
+        with pytest.raises(ValueError, match=name):
+            mc.fit(config(TUNED | {name: value}), tmp_path, few, few)
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
