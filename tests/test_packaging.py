@@ -66,8 +66,8 @@ def test_the_package_is_read_in_one_sitting():
     paths = (ROOT / "minicliplib").glob("*.py")
     lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
 
-    assert sum(lines.values()) <= 4020, lines  # docstrings and blank lines included
-    assert max(lines.values()) <= 360, lines
+    assert sum(lines.values()) <= 4040, lines  # docstrings and blank lines included
+    assert max(lines.values()) <= 400, lines
 
 
 def test_no_large_file_and_no_dataset_is_committed():
