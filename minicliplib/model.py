@@ -86,8 +86,8 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         return self.logit_scale.clamp(max=math.log(self.config.loss.max_scale)).exp()
 
     def bound_scale(self) -> None:
-        """Bring the stored scale back to its bound (CLIP, section 2.5): above, it has no gradient to return by."""
-        self.logit_scale.data.clamp_(max=math.log(self.config.loss.max_scale))
+        """Bring the stored scale back to just below its bound (CLIP, section 2.5): above, it has no gradient."""
+        self.logit_scale.data.clamp_(max=math.log(self.config.loss.max_scale) - 1e-6)
 
     def project_image(self, hidden: Tensor) -> Tensor:
         """Trunk output -> unit vectors (B, E) float32."""
