@@ -25,10 +25,10 @@ from pathlib import Path
 os.environ |= {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}  # workers are forked
 
 import torch
-from peers import MINILM, open_clip_model, save_vision_tower
+from peers import MINILM, Transformed, open_clip_model, save_vision_tower
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 import minicliplib as mc
@@ -114,11 +114,12 @@ def open_clip(folder: str) -> Way:
     model, _, transform, tokenizer = open_clip_model(folder)
     model.eval()
     options = {"batch_size": 32, "num_workers": torch.get_num_threads()}
+    files = lambda paths: Transformed(paths, range(len(paths)), lambda path: transform(decode(path)))
     return Way(
         decode=decode,
         resize=lambda pictures: torch.stack(list(map(transform, pictures))),
         image_tower=model.encode_image,
-        images=lambda paths: [model.encode_image(b) for b in DataLoader(Transformed(paths, transform), **options)],
+        images=lambda paths: [model.encode_image(pixels) for pixels, _ in DataLoader(files(paths), **options)],
         tokenize=tokenizer,
         text_tower=model.encode_text,
         texts=lambda texts: [model.encode_text(tokenizer(batch)) for batch in batches(texts, 128)],
@@ -126,19 +127,6 @@ def open_clip(folder: str) -> Way:
 
 
 WAYS = {"ours": ours, "hugging_face": hugging_face, "open_clip": open_clip}
-
-
-class Transformed(Dataset):
-    """Files as pixels."""
-
-    def __init__(self, paths, transform):
-        self.paths, self.transform = paths, transform
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, i):
-        return self.transform(decode(self.paths[i]))
 
 
 def decode(path: Path) -> Image.Image:

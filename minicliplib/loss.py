@@ -6,6 +6,11 @@ from torch import Tensor
 from torch import distributed as dist
 
 
+def _matches(image: Tensor, owner: Tensor) -> Tensor:
+    """Which caption belongs to which image: (B, M) booleans."""
+    return owner == torch.arange(len(image), device=image.device)[:, None]
+
+
 def infonce(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor) -> Tensor:
     """Symmetric InfoNCE (CLIP, figure 3): cross-entropy over rows and over columns, averaged.
 
@@ -26,7 +31,7 @@ def multi_positive(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor) ->
     :func:`infonce`.
     """
     logits = scale * image @ text.T  # (B, M)
-    positive = owner == torch.arange(len(image), device=logits.device)[:, None]  # (B, M)
+    positive = _matches(image, owner)
     others = logits.masked_fill(positive, -torch.inf).logsumexp(1, keepdim=True)  # (B, 1)
     rows = F.softplus(others - logits)  # -log of exp(own) / (exp(own) + sum over other images' captions)
     image_to_text = (rows * positive).sum(1) / positive.sum(1).clamp(min=1)
@@ -39,7 +44,7 @@ def sigmoid(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor) -> Tensor
     SigLIP learns the bias from -10; here it follows the batch, which puts the prior of a match at 1 in M.
     """
     logits = scale * image @ text.T - torch.log(torch.tensor(max(len(text) - 1.0, 1.0)))  # (B, M)
-    positive = owner == torch.arange(len(image), device=logits.device)[:, None]
+    positive = _matches(image, owner)
     return -F.logsigmoid(torch.where(positive, logits, -logits)).sum() / len(image)
 
 
@@ -49,8 +54,7 @@ def max_margin(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor, margin
     The mean over captions; the logit scale plays no part in it.
     """
     sim = image @ text.T  # (B, M)
-    positive = owner == torch.arange(len(image), device=sim.device)[:, None]
-    wrong = sim.masked_fill(positive, -torch.inf)
+    wrong = sim.masked_fill(_matches(image, owner), -torch.inf)
     hardest = torch.stack([wrong.amax(1)[owner], wrong.amax(0)])  # (2, M): a caption, an image
     matching = sim[owner, torch.arange(len(text), device=sim.device)]  # (M,)
     return F.relu(margin + hardest - matching).sum(0).mean() + 0 * scale  # a gradient for all, as DDP wants
@@ -65,7 +69,7 @@ def soft_targets(image: Tensor, text: Tensor, scale: Tensor, owner: Tensor, like
     ``likeness`` (M, M) holds logits of how alike the captions are; an image stands for the mean over its captions. So
     another photo of a running dog is less wrong than one of a bride.
     """
-    own = F.one_hot(owner, len(image)).to(likeness)  # (M, B)
+    own = _matches(image, owner).T.to(likeness)  # (M, B)
     own = own / own.sum(0).clamp(min=1)
     logits = scale * image @ text.T  # (B, M)
     image_to_text = F.cross_entropy(logits, (own.T @ likeness).softmax(1))

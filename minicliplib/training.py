@@ -134,9 +134,9 @@ def _soup(config: Config, folder: Path, **options) -> Run:
     """
     runs, first = [], config.train.shuffle * config.train.soup
     _read_history(folder, config)  # refuses a folder that holds another run
+    at_home = folder == run_folder(config)  # where others look for a run, too
     for k in range(config.train.soup):
         one = config.updated(**{"train.soup": 1, "train.shuffle": first + k})
-        at_home = folder == run_folder(config)  # where others look for a run, too
         runs.append(load_or_fit(one, **options) if at_home else fit(one, folder / f"run{k}", **options))
     model, states = MiniCLIP(config), [run.model.cpu().learned_state() for run in runs]
     model.load_learned_state({name: torch.stack([s[name] for s in states]).mean(0) for name in states[0]})

@@ -66,8 +66,7 @@ class TrunkOutputs:
             out = np.empty((len(self.captions), encoder.dim), np.float32)
             for rows in self._by_length():
                 out[rows] = F.normalize(encoder(*encoder.prepare([self.captions[j] for j in rows])), dim=-1).cpu()
-            with open(part, "wb") as file:  # np.save would add .npy to a name
-                np.save(file, out)
+            _save(part, out)
 
         return self._stored("meanings", self.captions, compute)
 
@@ -120,9 +119,13 @@ class TrunkOutputs:
         if not self.model.text_encoder.locked:
             for rows in self._by_length():
                 lengths[rows] = self.model.text_encoder.prepare([self.captions[j] for j in rows])[1].sum(1).cpu()
-        with open(part, "wb") as file:  # np.save would add .npy to a name
-            np.save(file, np.cumsum([0, *lengths]))
+        _save(part, np.cumsum([0, *lengths]))
 
     def _by_length(self) -> list[np.ndarray]:
         order = np.argsort([len(text) for text in self.captions], kind="stable")  # little padding
         return [order[i : i + 128] for i in range(0, len(order), 128)]
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with open(path, "wb") as file:  # np.save would add .npy to a name
+        np.save(file, array)
