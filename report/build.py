@@ -61,7 +61,8 @@ class Text:
             "word": lambda value: WORDS[int(value)] if value < len(WORDS) else f"{value:,.0f}",
         }
         environment.globals |= {"measured": measured, "tables": tables, "higher": higher, "raw": raw, "small": small}
-        environment.globals |= {"has": has, "against": against, "date": date, "best_temperature": best_temperature}
+        environment.globals |= {"has": has, "dev": tables.dev, "against": against, "date": date}
+        environment.globals |= {"best_temperature": best_temperature}
         for method in (self.figure, self.picture, self.table, self.see, self.formula, self.columns):
             environment.globals[method.__name__] = method
         template = environment.get_template(f"{name}.md")

@@ -103,9 +103,9 @@ def reading() -> Figure:
 
 
 def ablations() -> Figure:
-    """Draw a panel per study: each setting's mean recall on dev, a dot per seed and their mean."""
+    """Draw a panel per study: each setting's mean recall on dev, a dot per seed and their mean; the base is bold."""
     studies = list(measured("flickr8k", "08_ablations")["metrics"]["studies"].values())
-    halves = studies[::2], studies[1::2]
+    halves, base = (studies[::2], studies[1::2]), studies[0]["rows"][-1]["dev_mean_recall"]
     fig = plt.figure(figsize=(8.6, 7.2))
     for column, half in zip(fig.subfigures(1, 2), halves, strict=True):
         sizes = [1.6 + len(study["rows"]) for study in half]
@@ -113,6 +113,8 @@ def ablations() -> Figure:
             viz.seed_dots(ax, study)
             ax.tick_params(labelsize=7)
             ax.set_title(study["title"], fontsize=8)
+            for label, row in zip(ax.get_yticklabels(), study["rows"], strict=True):
+                label.set_fontweight("bold" if row["dev_mean_recall"] == base else "normal")
     return fig
 
 

@@ -188,7 +188,7 @@ def datasets() -> str:
 
 
 def recipe(config: dict) -> str:
-    """Return the settings of a run that matter most, two a line."""
+    """Return the settings of a run that matter most, three a line."""
     train, loss, heads, encoders = (config[key] for key in ("train", "loss", "heads", "encoders"))
     cells = [
         ("loss", loss["name"].replace("_", "-")), ("captions a picture", loss["captions_per_image"]),
@@ -201,8 +201,8 @@ def recipe(config: dict) -> str:
         ("temperature at the start", loss["temperature"]), ("runs averaged", train["soup"]),
         ("tuned stages, image", encoders["image_trainable"]), ("tuned stages, text", encoders["text_trainable"]),
     ]  # fmt: skip
-    lines = [f"| {a} | {x} | {b} | {y} |" for (a, x), (b, y) in zip(cells[::2], cells[1::2], strict=True)]
-    return "\n".join(["| setting | value | setting | value |", "|---" * 4 + "|", *lines])
+    lines = [" | ".join(f"{name} | {value}" for name, value in cells[i : i + 3]) for i in range(0, len(cells), 3)]
+    return "\n".join(["| setting | value " * 3 + "|", "|---" * 6 + "|", *(f"| {line} |" for line in lines)])
 
 
 def temperatures(runs: dict) -> str:
@@ -226,10 +226,18 @@ def ablations(most: int | None = None) -> str:
     return "\n".join(lines + [text for _, text in sorted(rows, reverse=True)[:most]])
 
 
+def dev(study: str, setting: str | int) -> float:
+    """Return mean recall on dev, over seeds, of a setting of a study: by its label, or by its place."""
+    rows = measured("flickr8k", "08_ablations")["metrics"]["studies"][study]["rows"]
+    if isinstance(setting, str):
+        setting = [row["label"] for row in rows].index(setting)
+    return mean(rows[setting]["dev_mean_recall"])
+
+
 # What stands beside ours in benchmarks/peers.py and benchmarks/embedding.py.
 CONTENDERS = {
-    "mini_clip": "**Mini-CLIP**, the preset",
-    "locked": "**Mini-CLIP**, towers locked",
+    "mini_clip": "**Mini-CLIP**",
+    "locked": "**Mini-CLIP with locked towers**",
     "hugging_face": "transformers: `VisionTextDualEncoderModel`, its example",
     "open_clip": "open_clip: its towers and `ClipLoss`",
 }
@@ -238,45 +246,63 @@ CONTENDERS = {
 def peers() -> str:
     """Return test recall after equal minutes of training, what each contender needs, and minutes at equal recall."""
     record = measured("benchmarks", "peers")
-    metrics = record["metrics"]
-    marks = [metrics["minutes"] * quarter / 4 for quarter in (1, 2, 3, 4)]
+    contenders, minutes = (record["metrics"][key] for key in ("contenders", "minutes"))
+    marks = [minutes * eighths / 8 for eighths in (1, 2, 4, 8)]
     heads = [f"{mark:g} min" for mark in marks]
     heads = ["mean recall on Flickr8k's test split after", *heads, "images a second", "peak GiB", "lines of user code"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, title in CONTENDERS.items():
-        row = metrics["contenders"][name]
-        cells = []
-        for mark in marks:
-            # A measurement comes after the step or epoch in which its time was up.
-            done = [p["mean_recall"] for p in row["curve"] if p["minutes"] <= mark + marks[0] / 10]
-            cells.append(f"{100 * done[-1]:.1f}" if done else "-")
+        row = contenders[name]
+        cells = [f"{100 * value:.1f}" if (value := reached(row, mark, marks[0])) else "-" for mark in marks]
         cells += [f"{row['images_per_second']:.0f}", f"{row['peak_gib']:.1f}", str(row["lines_of_user_code"])]
         lines.append(f"| {title} | {' | '.join(cells)} |")
-    lines.append("")
-    for name, row in metrics["cheaper_at_equal_recall"].items():
-        ours, peer = (CONTENDERS[part].split(":")[0] for part in name.split(" against "))
-        times = f"{row['our_minutes']:.1f} minutes, {row['times']:.1f} times cheaper" if "times" in row else "more"
-        best = f"{100 * row['mean_recall']:.1f}, the best of {peer}"
-        lines.append(f"- {best}, took it {row['peer_minutes']:.1f} minutes; {ours} took {times}.")
     where = f"{record['machine']['threads']} threads of a CPU, torch {record['versions']['torch']}"
     lines += [
         "",
+        *(f"- {sentence}" for sentence in cheaper()),
+        "",
         f"Training only ({where}), each contender in a process of its own, ours from an empty cache; "
-        f"same data, towers and weights. ![Recall against minutes](figures/benchmarks/peers.png)",
+        "same data, towers and weights.",
     ]
     return "\n".join(lines) + f"\n\n{link('benchmarks', 'peers')}\n"
+
+
+def reached(contender: dict, minutes: float, between: float) -> float:
+    """Return the last mean recall by so many minutes, 0 before the first; a step may end a little after its mark."""
+    return next((p["mean_recall"] for p in contender["curve"][::-1] if p["minutes"] <= minutes + between / 5), 0.0)
+
+
+def cheaper() -> list[str]:
+    """Return a sentence for each of ours beside each other: the minutes to what the other reached at its best."""
+    contenders, sentences = measured("benchmarks", "peers")["metrics"]["contenders"], []
+    for peer in ("hugging_face", "open_clip"):
+        best = max(contenders[peer]["curve"], key=lambda p: p["mean_recall"])
+        name = CONTENDERS[peer].split(":")[0]
+        parts = []
+        for ours in ("mini_clip", "locked"):
+            curve, title = contenders[ours]["curve"], CONTENDERS[ours].replace("**", "")
+            first = next((p["minutes"] for p in curve if p["mean_recall"] >= best["mean_recall"]), None)
+            needed = f"needed {first:.1f}, {best['minutes'] / first:.1f} times fewer" if first else "did not get there"
+            parts.append(f"{title} {needed}")
+        start = f"The best of {name}, {100 * best['mean_recall']:.1f}, took it {best['minutes']:.1f} minutes"
+        sentences.append(f"{start}; {', '.join(parts)}.")
+    return sentences
 
 
 def open_clip() -> str:
     """Return what clip_benchmark's code finds on the triple of ``as_open_clip``, beside our numbers."""
     metrics = measured("benchmarks", "open_clip")["metrics"]
-    lines = ["| the shipped checkpoint, measured by | `clip_benchmark` | Mini-CLIP |", "|---|---|---|"]
-    sets = {"flickr8k": ("Flickr8k test", "images"), "cifar10": ("CIFAR-10", "images")}
-    for name, (title, unit) in sets.items():
-        for key, value in metrics[name]["ours"].items():
-            theirs = metrics[name]["clip_benchmark"][key]
-            where = f"{title}, {metrics[name][unit]:,} {unit}: {key.replace('_', ' ')}"
-            lines.append(f"| {where} | {100 * theirs:.2f} | {100 * value:.2f} |")
+    pairs, labels = (metrics[name] for name in ("flickr8k", "cifar10"))
+    columns = {f"{way} R@{k}": ("flickr8k", f"{found}_retrieval_recall@{k}")
+               for way, found in (("image → text", "text"), ("text → image", "image")) for k in (1, 5, 10)}  # fmt: skip
+    columns |= {"CIFAR-10 top-1": ("cifar10", "acc1"), "top-5": ("cifar10", "acc5")}
+    columns |= {"mean of classes": ("cifar10", "mean_per_class_recall")}
+    lines = [f"| measured by | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    for code, title in (("clip_benchmark", "`clip_benchmark`"), ("ours", "Mini-CLIP")):
+        cells = [f"{100 * metrics[name][code][key]:.2f}" for name, key in columns.values()]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    where = f"Flickr8k's test split ({pairs['images']:,} images) and CIFAR-10 ({labels['images']:,})"
+    lines += ["", f"The shipped checkpoint behind `mc.as_open_clip`, on {where}."]
     return "\n".join(lines) + f"\n\n{link('benchmarks', 'open_clip')}\n"
 
 
