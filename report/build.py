@@ -23,7 +23,6 @@ from matplotlib import pyplot as plt
 from tables import measured
 
 HERE = Path(__file__).resolve().parent
-PENDING = ("08_ablations", "peers")  # results whose sections wait until they are there
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
@@ -60,9 +59,14 @@ class Text:
             "x": lambda value, digits=1: f"{value:.{digits}f}",
             "word": lambda value: WORDS[int(value)] if value < len(WORDS) else f"{value:,.0f}",
         }
-        environment.globals |= {"measured": measured, "tables": tables, "higher": higher, "raw": raw, "small": small}
-        environment.globals |= {"has": has, "dev": tables.dev, "against": against, "date": date}
-        environment.globals |= {"best_temperature": best_temperature}
+        environment.globals |= {
+            "measured": measured,
+            "tables": tables,
+            "dev": tables.dev,
+            "higher": higher,
+            "date": date,
+        }
+        environment.globals |= {"against": against, "best_temperature": best_temperature, "raw": raw, "small": small}
         for method in (self.figure, self.picture, self.table, self.see, self.formula, self.columns):
             environment.globals[method.__name__] = method
         template = environment.get_template(f"{name}.md")
@@ -172,11 +176,6 @@ def raw(typst_code: str) -> str:
 def small(text: str) -> str:
     """Return a note in small type."""
     return f'[{text}]{{.small typst:text:size="13pt"}}'
-
-
-def has(dataset: str, topic: str) -> bool:
-    """Return whether a result is there; only those that are ``PENDING`` may be missing."""
-    return topic not in PENDING or tables.source(dataset, topic).exists()
 
 
 def against(ends: list[float], value: float) -> str:
