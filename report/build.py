@@ -59,14 +59,8 @@ class Text:
             "x": lambda value, digits=1: f"{value:.{digits}f}",
             "word": lambda value: WORDS[int(value)] if value < len(WORDS) else f"{value:,.0f}",
         }
-        environment.globals |= {
-            "measured": measured,
-            "tables": tables,
-            "dev": tables.dev,
-            "higher": higher,
-            "date": date,
-        }
-        environment.globals |= {"against": against, "best_temperature": best_temperature, "raw": raw, "small": small}
+        helpers = (measured, tables.dev, higher, against, date, best_temperature, raw, small)
+        environment.globals |= {"tables": tables} | {helper.__name__: helper for helper in helpers}
         for method in (self.figure, self.picture, self.table, self.see, self.formula, self.columns):
             environment.globals[method.__name__] = method
         template = environment.get_template(f"{name}.md")
