@@ -42,6 +42,7 @@ def test_a_text_without_a_word_is_refused(model):
         mc.as_open_clip(model)[2](["a dog", " "])
 
 
+@pytest.mark.slow
 def test_retrieval_by_clip_benchmark(model):
     pytest.importorskip("clip_benchmark")
     found = peers.retrieval(model, mc.load_dataset("sample", "test", limit=48))
@@ -49,6 +50,7 @@ def test_retrieval_by_clip_benchmark(model):
     assert found["clip_benchmark"] == pytest.approx(found["ours"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_classification_by_clip_benchmark(model):
     pytest.importorskip("clip_benchmark")
     data = mc.load_labelled("sample").subset(range(0, 200, 3))
