@@ -41,9 +41,9 @@ bench-scale: $(VENV)/.installed ## measure search and memory at scale (FAISS too
 bench-cross: $(VENV)/.installed ## train and test across Flickr8k and COCO (both must be in data/; an hour or two)
 	$(BIN)/python benchmarks/cross.py
 
-bench-peers: $(VENV)/.installed ## train beside transformers and open_clip, and be measured by clip_benchmark (two hours)
+bench-peers: $(VENV)/.installed ## train beside transformers and open_clip, and be measured by clip_benchmark (an hour)
 	$(BIN)/python benchmarks/peers.py
-	$(BIN)/python benchmarks/peers.py evaluation
+	$(BIN)/python benchmarks/peers.py evaluation --limit 2000
 
 bench-embedding: $(VENV)/.installed ## images and captions a second, beside transformers, open_clip and the processor's limit
 	$(BIN)/python benchmarks/embedding.py

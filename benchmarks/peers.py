@@ -63,7 +63,7 @@ def main(options: argparse.Namespace) -> None:
 
 def apart(options: argparse.Namespace, name: str, folder: str, **changes) -> dict:
     """Run one contender in a process of its own, on the CPU, with the threads that it may use."""
-    settings = json.dumps({**vars(options), "folder": folder, "marks": 8, "split": "test", "lr": None, **changes})
+    settings = json.dumps({**vars(options), "folder": folder, "marks": 6, "split": "test", "lr": None, **changes})
     environment = os.environ | {
         "OMP_NUM_THREADS": str(options.threads),
         "HF_HUB_OFFLINE": "1",
@@ -383,7 +383,7 @@ def evaluation(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", default="training", help="training, evaluation, or one contender")
-    parser.add_argument("--minutes", type=float, default=12, help="of training, for each contender")
+    parser.add_argument("--minutes", type=float, default=9, help="of training, for each contender")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=int, help="use only the first so many images of each split: for a quick try")
     parser.add_argument("--settings", type=json.loads, default={}, help=argparse.SUPPRESS)

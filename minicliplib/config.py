@@ -152,8 +152,8 @@ _TUNED = Config(
 PRESETS = {
     "sample": Config(),
     "flickr8k": _TUNED.updated(
-        **{"heads.image_dropout": 0.4, "loss.temperature": 0.04, "loss.soft": 0.5},
-        **{"train.views": 10, "train.epochs": 14, "train.soup": 3},
+        **{"heads.dim": 1024, "heads.image_dropout": 0.4, "loss.temperature": 0.04, "loss.soft": 0.5},
+        **{"train.views": 10, "train.epochs": 14, "train.soup": 4},
     ),
     # For a part of val2017, where few images make short epochs.
     "coco": _TUNED.updated(**{"data.name": "coco", "train.epochs": 40, "train.batch_size": 128}),
