@@ -51,8 +51,8 @@ bench-embedding: $(VENV)/.installed ## images and captions a second, beside tran
 data: $(VENV)/.installed       ## download Flickr8k into data/
 	$(BIN)/miniclip download flickr8k
 
-clean:                         ## delete caches and runs, never datasets
-	rm -rf out data/cache data/runs
+clean:                         ## delete caches, runs and kept measurements, never datasets
+	rm -rf out data/ablations data/cache data/runs
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

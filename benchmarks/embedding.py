@@ -5,10 +5,10 @@ python benchmarks/embedding.py         writes report/results/benchmarks/embeddin
 The same towers and weights, each way in a process of its own, on files of Flickr8k's test split as they are (224 x 224)
 and on the same enlarged to 500 x 375, Flickr8k's usual size. Ours: ``encode_image`` (one look) and ``encode_text``.
 hugging_face: image processor and ``get_image_features``, tokenizer (each batch padded to its longest) and
-``get_text_features``. open_clip: its transform in a DataLoader with a worker for each thread, ``encode_image``; its
-tokenizer (always padded, here to 40) and ``encode_text``. Batches of 32 images and 128 captions; the best of three
-rounds. Decode (one file after another), resize (with all that makes pixels of pictures) and tower are timed apart. The
-limit is the rate of a large matrix product over the towers' operations, without padding.
+``get_text_features``. open_clip: its transform and ``encode_image``; its tokenizer (always padded, here to 40) and
+``encode_text``. Both read images in a DataLoader with a worker for each thread. Batches of 32 images and 128 captions;
+the best of three rounds. Decode (one file after another), resize (with all that makes pixels of pictures) and tower are
+timed apart. The limit is the rate of a large matrix product over the towers' operations, without padding.
 """
 
 import argparse
@@ -99,11 +99,12 @@ def hugging_face(folder: str) -> Way:
     image_tower = lambda pixels: model.get_image_features(pixels).pooler_output
     tokenize = lambda texts: tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     text_tower = lambda tokens: model.get_text_features(**tokens).pooler_output
+    files = lambda paths: Transformed(paths, range(len(paths)), lambda path: resize([decode(path)])[0])
     return Way(
         decode=decode,
         resize=resize,
         image_tower=image_tower,
-        images=lambda paths: [image_tower(resize(list(map(decode, batch)))) for batch in batches(paths, 32)],
+        images=lambda paths: [image_tower(pixels) for pixels, _ in DataLoader(files(paths), **loading())],
         tokenize=tokenize,
         text_tower=text_tower,
         texts=lambda texts: [text_tower(tokenize(batch)) for batch in batches(texts, 128)],
@@ -113,13 +114,12 @@ def hugging_face(folder: str) -> Way:
 def open_clip(folder: str) -> Way:
     model, _, transform, tokenizer = open_clip_model(folder)
     model.eval()
-    options = {"batch_size": 32, "num_workers": torch.get_num_threads()}
     files = lambda paths: Transformed(paths, range(len(paths)), lambda path: transform(decode(path)))
     return Way(
         decode=decode,
         resize=lambda pictures: torch.stack(list(map(transform, pictures))),
         image_tower=model.encode_image,
-        images=lambda paths: [model.encode_image(pixels) for pixels, _ in DataLoader(files(paths), **options)],
+        images=lambda paths: [model.encode_image(pixels) for pixels, _ in DataLoader(files(paths), **loading())],
         tokenize=tokenizer,
         text_tower=model.encode_text,
         texts=lambda texts: [model.encode_text(tokenizer(batch)) for batch in batches(texts, 128)],
@@ -127,6 +127,10 @@ def open_clip(folder: str) -> Way:
 
 
 WAYS = {"ours": ours, "hugging_face": hugging_face, "open_clip": open_clip}
+
+
+def loading() -> dict:
+    return {"batch_size": 32, "num_workers": torch.get_num_threads()}
 
 
 def decode(path: Path) -> Image.Image:
@@ -192,7 +196,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", help="one way only")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--limit", type=int, default=512, help="how many images, and the captions of as many")
+    parser.add_argument("--limit", type=int, default=256, help="how many images, and the captions of as many")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:

@@ -8,9 +8,11 @@ Flickr8k's 6,000 training images, EfficientNet-Lite0 and MiniLM as pretrained, e
   AdamW, linear decay, batches of 64 rows, each of an image's captions a row; all weights train;
 - open_clip: its towers, transforms and ``ClipLoss``; AdamW, warm-up, cosine, batches of 128 such rows; all train;
 - mini_clip: ``fit``, one run of the preset with two views; locked: frozen towers, one view. Caches start empty.
-The peers' learning rate is the better of two on dev after short trials that cost them no time; a trial also tells how
-many of our epochs fit. Loading weights and measuring the test split cost nobody time; the cache and dev split cost us.
-Lines of user code are those that are not marked as the benchmark's own. open_clip's batch takes 14 GiB of memory.
+This compares recipes, not libraries: ours was tuned on this dev split over many runs, while the peers' learning rate is
+the better of two on dev after short trials, which cost them no time; a trial also tells how many of our epochs fit.
+Every model looks once at a test picture. Measuring the test split costs nobody time, loading weights, the cache and the
+dev split cost us. Lines of user code are those that are not marked as the benchmark's own. open_clip's batch takes 14
+GiB of memory.
 """
 
 import argparse
@@ -45,7 +47,7 @@ OURS, PEERS = ("mini_clip", "locked"), {"hugging_face": (5e-5, 3e-4), "open_clip
 
 def main(options: argparse.Namespace) -> None:
     started, contenders = time.perf_counter(), {}
-    trial = {"minutes": options.minutes / 6, "split": "dev", "marks": 1}
+    trial = {"minutes": options.minutes / 4, "split": "dev", "marks": 1}
     with tempfile.TemporaryDirectory() as folder:
         save_vision_tower(folder)
         for name in (*OURS, *PEERS):
@@ -63,7 +65,7 @@ def main(options: argparse.Namespace) -> None:
 
 def apart(options: argparse.Namespace, name: str, folder: str, **changes) -> dict:
     """Run one contender in a process of its own, on the CPU, with the threads that it may use."""
-    settings = json.dumps({**vars(options), "folder": folder, "marks": 6, "split": "test", "lr": None, **changes})
+    settings = json.dumps({**vars(options), "folder": folder, "marks": 8, "split": "test", "lr": None, **changes})
     environment = os.environ | {
         "OMP_NUM_THREADS": str(options.threads),
         "HF_HUB_OFFLINE": "1",
@@ -80,9 +82,9 @@ def contend(
     """Train one contender and return its curve, speed, peak memory and lines of user code."""
     torch.manual_seed(0)
     train, dev, test = (mc.load_dataset("flickr8k", s, limit=limit) for s in ("train", "dev", split))
-    watch, changes = Stopwatch(minutes, marks, test), {}
+    watch, changes = Stopwatch(minutes, 3 * marks if name == "locked" else marks, test), {}  # that one ends early
     if name in OURS:
-        changes = {"train.soup": 1, "train.views": 2} | (LOCKED if name == "locked" else {})
+        changes = {"train.soup": 1, "train.views": 2, "encoders.looks": 1} | (LOCKED if name == "locked" else {})
         changes |= {"train.epochs": affordable(train, dev, minutes, changes)}
         with empty_home() as home:
             mini_clip(train, dev, home, changes, watch)
@@ -189,7 +191,7 @@ class Rows(Dataset):
 
 
 def hugging_face(train, folder, lr, watch):
-    from torch.optim.lr_scheduler import LambdaLR
+    from torch.optim.lr_scheduler import LambdaLR  # bench
     from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
     from transformers import AutoImageProcessor, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
     from transformers import VisionTextDualEncoderModel as DualEncoder
@@ -225,7 +227,7 @@ def hugging_face(train, folder, lr, watch):
         learning_rate=lr,
         weight_decay=0.1,
         remove_unused_columns=False,
-        max_steps=10**6,
+        max_steps=10**6,  # bench
         dataloader_num_workers=1,
         save_strategy="no",
         report_to=[],
@@ -235,8 +237,8 @@ def hugging_face(train, folder, lr, watch):
     )
     rows = Rows(train, transform)
     trainer = Trainer(model, arguments, data_collator=collate, train_dataset=rows, callbacks=[Measure()])
-    decay = lambda step: max(0, 1 - watch.share())
-    trainer.lr_scheduler = LambdaLR(trainer.create_optimizer(), decay)
+    decay = lambda step: max(0, 1 - watch.share())  # bench
+    trainer.lr_scheduler = LambdaLR(trainer.create_optimizer(), decay)  # bench
     watch.restart()  # bench
     trainer.train()
 
@@ -382,8 +384,9 @@ def evaluation(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="?", default="training", help="training, evaluation, or one contender")
-    parser.add_argument("--minutes", type=float, default=9, help="of training, for each contender")
+    parts = ("training", "evaluation", *OURS, *PEERS)  # a contender is for the process that training starts
+    parser.add_argument("part", nargs="?", default="training", choices=parts, metavar="training|evaluation")
+    parser.add_argument("--minutes", type=float, default=6, help="of training, for each contender")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=int, help="use only the first so many images of each split: for a quick try")
     parser.add_argument("--settings", type=json.loads, default={}, help=argparse.SUPPRESS)

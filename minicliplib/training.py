@@ -130,7 +130,7 @@ def fit(
 def _soup(config: Config, folder: Path, **options) -> Run:
     """Train one run after another and average their best weights.
 
-    Fine-tuned from one start they lie in one valley: the average costs as much as one, and does nearly as well as all.
+    Fine-tuned from one start they lie in one valley: the average costs as much as one, and is better than any of them.
     """
     runs, first = [], config.train.shuffle * config.train.soup
     _read_history(folder, config)  # refuses a folder that holds another run

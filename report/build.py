@@ -177,11 +177,13 @@ def against(ends: list[float], value: float) -> str:
     return "above" if ends[0] > value else "below" if ends[1] < value else "not distinguishable from"
 
 
-def higher(scores: dict, values: tuple) -> str:
-    """Return in how many of the published numbers ours is the higher one."""
-    ours = [scores[way][k] for way in ("image_to_text", "text_to_image") for k in ("R@1", "R@5", "R@10")]
-    pairs = [(100 * mine, value) for mine, value in zip(ours, values, strict=True) if value is not None]
-    return f"{WORDS[sum(mine > value for mine, value in pairs)]} of the {WORDS[len(pairs)]}"
+def higher(scores: dict, values: tuple, intervals: dict) -> str:
+    """Return in how many of the published numbers ours is the higher one, and in how many by more than its interval."""
+    keys = [(way, k) for way in ("image_to_text", "text_to_image") for k in ("R@1", "R@5", "R@10")]
+    pairs = [(key, value) for key, value in zip(keys, values, strict=True) if value is not None]
+    mine = sum(round(100 * scores[way][k], 1) > value for (way, k), value in pairs)
+    clear = sum(round(100 * intervals[way][k][0], 1) > value for (way, k), value in pairs)
+    return f"{WORDS[mine]} of the {WORDS[len(pairs)]} ({WORDS[clear]} by more than the interval)"
 
 
 def date(dataset: str, topic: str) -> str:
