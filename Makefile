@@ -52,7 +52,7 @@ data: $(VENV)/.installed       ## download Flickr8k into data/
 	$(BIN)/miniclip download flickr8k
 
 clean:                         ## delete caches, runs and kept measurements, never datasets
-	rm -rf out data/ablations data/cache data/runs
+	rm -rf out data/ablations data/peers data/cache data/runs
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import MaxNLocator
 from tables import CONTENDERS, PUBLISHED, measured
 
 from minicliplib import visualize as viz
@@ -56,6 +57,8 @@ def training() -> Figure:
     history = measured("flickr8k", "03_training")["metrics"]["history"]
     fig = viz.training_curves({"Flickr8k": pd.DataFrame(history)})
     fig.get_layout_engine().set(wspace=0.05)
+    for ax in fig.axes:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _sized(fig, 9.5, 2.9)
 
 
@@ -70,7 +73,11 @@ def recall() -> Figure:
             "image_to_text": dict(zip(keys, numbers[:3], strict=True)),
             "text_to_image": dict(zip(keys, numbers[3:], strict=True)),
         }
-    return _sized(viz.recall_bars({"Mini-CLIP": metrics["trained"], **published}, metrics["interval"]), 9.4, 3.2)
+    fig = viz.recall_bars({"Mini-CLIP": metrics["trained"], **published}, metrics["interval"])
+    for ax in fig.axes:
+        for text in ax.texts[3:]:  # only ours: the table beside it has the rest
+            text.remove()
+    return _sized(fig, 9.4, 3.2)
 
 
 def zero_shot() -> Figure:

@@ -256,8 +256,8 @@ def peers() -> str:
         "",
         *(f"- {sentence}" for sentence in cheaper()),
         "",
-        f"Training only ({where}), each contender in a process of its own, ours from an empty cache; "
-        "same data, towers and weights.",
+        f"Training only ({where}), each contender in a process of its own, ours from an empty cache "
+        "and with two thirds of the minutes; same data, towers and weights.",
     ]
     return "\n".join(lines) + f"\n\n{link('benchmarks', 'peers')}\n"
 
