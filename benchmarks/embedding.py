@@ -14,8 +14,6 @@ timed apart. The limit is the rate of a large matrix product over the towers' op
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,7 +23,7 @@ from pathlib import Path
 os.environ |= {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}  # workers are forked
 
 import torch
-from peers import MINILM, Transformed, open_clip_model, save_vision_tower
+from peers import MINILM, Transformed, last_line, open_clip_model, save_vision_tower
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
@@ -38,15 +36,13 @@ SIZES = {"224x224": None, "500x375": (500, 375)}
 
 def main(options: argparse.Namespace) -> None:
     started = time.perf_counter()
-    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
     metrics = {}
     with tempfile.TemporaryDirectory() as folder:
         save_vision_tower(folder)
         enlarge(folder, options.limit)
         for name in ("limit", *WAYS):
-            command = [sys.executable, __file__, name, "--limit", str(options.limit), "--folder", folder]
-            result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-            metrics[name] = json.loads(result.stdout.splitlines()[-1])
+            arguments = [__file__, name, "--limit", str(options.limit), "--folder", folder]
+            metrics[name] = json.loads(last_line(arguments, options.threads))
             print(name, json.dumps(metrics[name]), flush=True)
     torch.set_num_threads(options.threads)
     mc.save_result("benchmarks", "embedding", metrics, seconds=time.perf_counter() - started)
@@ -99,12 +95,12 @@ def hugging_face(folder: str) -> Way:
     image_tower = lambda pixels: model.get_image_features(pixels).pooler_output
     tokenize = lambda texts: tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     text_tower = lambda tokens: model.get_text_features(**tokens).pooler_output
-    files = lambda paths: Transformed(paths, range(len(paths)), lambda path: resize([decode(path)])[0])
+    pixels_of = lambda picture: resize([picture])[0]
     return Way(
         decode=decode,
         resize=resize,
         image_tower=image_tower,
-        images=lambda paths: [image_tower(pixels) for pixels, _ in DataLoader(files(paths), **loading())],
+        images=lambda paths: [image_tower(pixels) for pixels, _ in loaded(paths, pixels_of)],
         tokenize=tokenize,
         text_tower=text_tower,
         texts=lambda texts: [text_tower(tokenize(batch)) for batch in batches(texts, 128)],
@@ -114,12 +110,11 @@ def hugging_face(folder: str) -> Way:
 def open_clip(folder: str) -> Way:
     model, _, transform, tokenizer = open_clip_model(folder)
     model.eval()
-    files = lambda paths: Transformed(paths, range(len(paths)), lambda path: transform(decode(path)))
     return Way(
         decode=decode,
         resize=lambda pictures: torch.stack(list(map(transform, pictures))),
         image_tower=model.encode_image,
-        images=lambda paths: [model.encode_image(pixels) for pixels, _ in DataLoader(files(paths), **loading())],
+        images=lambda paths: [model.encode_image(pixels) for pixels, _ in loaded(paths, transform)],
         tokenize=tokenizer,
         text_tower=model.encode_text,
         texts=lambda texts: [model.encode_text(tokenizer(batch)) for batch in batches(texts, 128)],
@@ -129,8 +124,9 @@ def open_clip(folder: str) -> Way:
 WAYS = {"ours": ours, "hugging_face": hugging_face, "open_clip": open_clip}
 
 
-def loading() -> dict:
-    return {"batch_size": 32, "num_workers": torch.get_num_threads()}
+def loaded(paths: list[Path], pixels_of: Callable) -> DataLoader:
+    files = Transformed(paths, range(len(paths)), lambda path: pixels_of(decode(path)))
+    return DataLoader(files, batch_size=32, num_workers=torch.get_num_threads())
 
 
 def decode(path: Path) -> Image.Image:

@@ -73,17 +73,18 @@ def apart(options: argparse.Namespace, name: str, folder: str, **changes) -> dic
     kept = data_root() / "peers" / f"{told}.json"
     if kept.exists():
         return json.loads(kept.read_text())
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(options.threads),
-        "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    command = [sys.executable, __file__, name, "--settings", json.dumps({**settings, "folder": folder})]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    given = result.stdout.splitlines()[-1]
+    given = last_line([__file__, name, "--settings", json.dumps({**settings, "folder": folder})], options.threads)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(kept, lambda part: part.write_text(given))
     return json.loads(given)
+
+
+def last_line(arguments: list[str], threads: int) -> str:
+    """Run Python in a process of its own, on the CPU, and return the last line that it prints."""
+    environment = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *arguments]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | environment)
+    return result.stdout.splitlines()[-1]
 
 
 def contend(

@@ -179,8 +179,7 @@ def against(ends: list[float], value: float) -> str:
 
 def higher(scores: dict, values: tuple, intervals: dict | None = None) -> str:
     """Return in how many of the published numbers ours is the higher one, and in how many by more than its interval."""
-    keys = [(way, k) for way in ("image_to_text", "text_to_image") for k in ("R@1", "R@5", "R@10")]
-    pairs = [(key, value) for key, value in zip(keys, values, strict=True) if value is not None]
+    pairs = [(key, value) for key, value in zip(tables.RECALLS, values, strict=True) if value is not None]
     ahead = lambda ours: WORDS[sum(round(100 * ours(way, k), 1) > value for (way, k), value in pairs)]
     clear = f" ({ahead(lambda way, k: intervals[way][k][0])} by more than the interval)" if intervals else ""
     return f"{ahead(lambda way, k: scores[way][k])} of the {WORDS[len(pairs)]}{clear}"

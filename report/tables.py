@@ -9,6 +9,7 @@ from statistics import mean, stdev
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results", "<!-- /results -->"
+RECALLS = [(way, k) for way in ("image_to_text", "text_to_image") for k in ("R@1", "R@5", "R@10")]
 WAYS = " | ".join(f"{way} R@{k}" for way in ("image → text", "text → image") for k in (1, 5, 10))
 HEAD = f"| {{title}} | {WAYS} |\n|---|---|---|---|---|---|---|\n"
 # Published single dual encoders on the same protocol: 1,000 images x 5,000 captions, any hit counts. The papers of MFM
@@ -216,14 +217,21 @@ def temperatures(runs: dict) -> str:
 
 def ideas() -> str:
     """Return mean recall on dev over seeds as the base is built up, an idea more in each row."""
-    rows = measured("flickr8k", "08_ablations")["metrics"]["studies"]["ideas"]["rows"]
-    lines = [f"| {row['label'].replace('+ ', 'and ')} | {100 * mean(row['dev_mean_recall']):.1f} |" for row in rows]
+    lines = [
+        f"| {row['label'].replace('+ ', 'and ')} | {100 * mean(row['dev_mean_recall']):.1f} |"
+        for row in settings("ideas")
+    ]
     return "\n".join(["| idea by idea | mean recall (%) |", "|---|---|", *lines])
+
+
+def settings(study: str) -> list[dict]:
+    """Return the rows of a study on Flickr8k: a label and mean recall on dev over seeds."""
+    return measured("flickr8k", "08_ablations")["metrics"]["studies"][study]["rows"]
 
 
 def dev(study: str, setting: str | int) -> float:
     """Return mean recall on dev, over seeds, of a setting of a study: by its label, or by its place."""
-    rows = measured("flickr8k", "08_ablations")["metrics"]["studies"][study]["rows"]
+    rows = settings(study)
     if isinstance(setting, str):
         setting = [row["label"] for row in rows].index(setting)
     return mean(rows[setting]["dev_mean_recall"])
@@ -362,23 +370,19 @@ def table(dataset: str) -> str:
 
 def spread(name: str, runs: list[dict]) -> str:
     """Return a line of six recalls in percent, the mean of several runs and their standard deviation."""
-    cells = []
-    for way in ("image_to_text", "text_to_image"):
-        for k in ("R@1", "R@5", "R@10"):
-            values = [100 * run[way][k] for run in runs]
-            cells.append(f"{mean(values):.1f} ± {stdev(values):.1f}")
+    columns = [[100 * run[way][k] for run in runs] for way, k in RECALLS]
+    cells = [f"{mean(values):.1f} ± {stdev(values):.1f}" for values in columns]
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
 def row(name: str, scores: dict, intervals: dict | None = None) -> str:
     """Return a line of six recalls in percent."""
     cells = []
-    for way in ("image_to_text", "text_to_image"):
-        for k in ("R@1", "R@5", "R@10"):
-            text = f"{100 * scores[way][k]:.1f}"
-            if intervals:
-                text = f"**{text}** {interval(intervals[way][k])}"
-            cells.append(text)
+    for way, k in RECALLS:
+        text = f"{100 * scores[way][k]:.1f}"
+        if intervals:
+            text = f"**{text}** {interval(intervals[way][k])}"
+        cells.append(text)
     return f"| {name} | " + " | ".join(cells) + " |"
 
 

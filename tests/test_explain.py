@@ -132,7 +132,7 @@ def test_the_shares_of_words_agree_with_leaving_them_out(shipped):
         )
         assert [w for w, _ in by_gradient] == [w for w, _ in by_removal] == scene.captions[1].split()
         agreement.append(spearmanr([s for _, s in by_gradient], [s for _, s in by_removal]).statistic)
-    assert np.mean(agreement) > 0.35, np.mean(agreement)
+    assert np.mean(agreement) > 0.4, np.mean(agreement)
 
 
 def test_the_shares_add_up_to_what_the_words_change(shipped, named):
