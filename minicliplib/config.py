@@ -81,7 +81,7 @@ class TrainConfig:
     soup: int = 1  # runs that differ in ``shuffle`` alone, whose weights are averaged (Wortsman et al. 2022)
     patience: int = 10  # epochs without a better dev recall before stopping
     cache_dtype: str = "float16"  # of the cached trunk outputs
-    precision: str = "no"  # accelerate's mixed precision: "no", "bf16" or "fp16"
+    precision: str = "no"  # mixed precision, of the towers in use, too: "no", "bf16" or "fp16"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import ctypes
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.resources import files
 from pathlib import Path
 
@@ -51,6 +51,8 @@ class Encoder(nn.Module):
     The first ``frozen`` stages are the trunk, the others the trainable top; the pooled output is ``dim`` wide.
     """
 
+    precision: torch.dtype | None = None  # that of autocast while stages run; what they return is float32 in any case
+
     def __init__(self, model: nn.Module, stages: list[tuple[str, list]], dim: int, trainable: int):
         super().__init__()
         if not -1 <= trainable <= len(stages):
@@ -85,10 +87,12 @@ class Encoder(nn.Module):
 
     def run(self, x: Tensor, mask: Tensor | None = None, start: int = 0, stop: int | None = None) -> Tensor:
         """Run stages ``start`` to ``stop``: the input (B, ...) or a hidden state in, a hidden state out."""
-        for _, steps in self.stages[start:stop]:
-            for step in steps:
-                x = self._step(step, x, mask)
-        return x
+        mixed = torch.autocast(x.device.type, self.precision) if self.precision else nullcontext()
+        with mixed:
+            for _, steps in self.stages[start:stop]:
+                for step in steps:
+                    x = self._step(step, x, mask)
+        return x.float() if x.is_floating_point() else x
 
     @torch.no_grad()
     def trunk(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -64,6 +64,8 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
             raise ValueError(f"encoders.looks must be 1, 2 or 4, not {enc.looks}.")
         self.image_encoder = ImageEncoder(enc.image, enc.image_trainable, pretrained)
         self.text_encoder = TextEncoder(enc.text, enc.text_trainable, enc.max_tokens, dropout, pretrained)
+        for tower in (self.image_encoder, self.text_encoder):
+            tower.precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.train.precision)
         self.dim = heads.dim
         self.image_head = ProjectionHead(self.image_encoder.dim, heads, heads.image_dropout)
         self.text_head = ProjectionHead(self.text_encoder.dim, heads)

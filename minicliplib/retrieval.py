@@ -232,21 +232,32 @@ def stored_index(model, images, captions, folder: str | Path, progress=False, **
             index.add_vectors(kind, old.vectors[kind][rows], [old.names[kind][row] for row in rows])
     index.add_captions(captions)
     known, saved = set(index.names["images"]), time.monotonic()
-    new = [name for name in position if name not in known]
+    new, names, vectors = [name for name in position if name not in known], [], []
+
+    def add() -> None:
+        """Put into the index what waits: many at once, since an array that grows is copied each time."""
+        if names:
+            index.add_vectors("images", np.concatenate(vectors), names)
+            names.clear()
+            vectors.clear()
+
     with tqdm(total=len(new), desc="images", unit="image", disable=no_bar(progress) or not new) as bar:
         for start in range(0, len(new), 32):
             batch = new[start : start + 32]
             pictures = [images[position[name]] for name in batch]
             try:
-                index.add_images(pictures, batch, **options)
+                vectors.append(model.encode_image(pictures, **options).cpu())
             except DataError:
                 good, bad = readable(pictures)
-                index.add_images([pictures[i] for i in good], [batch[i] for i in good], **options)
-                faults += bad
-            bar.update(len(batch))
+                batch, faults = [batch[i] for i in good], faults + bad
+                vectors.append(model.encode_image([pictures[i] for i in good], **options).cpu())
+            names += batch
+            bar.update(len(pictures))
             if time.monotonic() - saved > SAVE_EVERY:
+                add()
                 index.save(folder)
                 saved = time.monotonic()
+    add()
     if index.names != old.names:
         index.save(folder)
     index.names["images"] = [position[name] for name in index.names["images"]]

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 from safetensors import safe_open
@@ -95,6 +96,7 @@ def fit(
     source = asdict(config.data)
     train = train or load_dataset(split="train", **source)
     dev = dev or load_dataset(split="dev", **source)
+    AcceleratorState._reset_state()  # or it would refuse another precision than that of an earlier run
     accelerator = Accelerator(mixed_precision=config.train.precision)
     _check(config, train, accelerator)
     set_seed(config.seed)
@@ -164,8 +166,8 @@ def _check(config: Config, train: CaptionedImages, accelerator: Accelerator) -> 
         raise ValueError(f"train.cache_dtype must be float16 or float32, not {settings.cache_dtype!r}.")
     if not 2 <= size <= len(train):
         raise ValueError(f"train.batch_size must be 2 to {len(train)}, the number of training images, not {size}.")
-    if settings.chunk_size and (settings.precision == "fp16" or processes > 1):
-        raise ValueError("train.chunk_size goes neither with fp16, whose gradients are scaled, nor several processes.")
+    if settings.chunk_size and settings.precision == "fp16":
+        raise ValueError("train.chunk_size does not go with fp16, whose gradients are scaled: use bf16.")
     if size % processes:
         raise ValueError(f"train.batch_size must be a multiple of {processes}, the number of processes, not {size}.")
     fewest = min(map(len, train.captions))
@@ -302,6 +304,9 @@ class Learner:
         meaning = None if self.meanings is None else torch.from_numpy(self.meanings[captions]).to(image.device)
         if self.config.train.chunk_size:
             loss = two_pass_backward(self.config, self.model, image, text, mask, owner, meaning)
+            for parameter in self.model.parameters():  # the mean over processes, as DistributedDataParallel takes it
+                if parameter.grad is not None:
+                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
         else:
             loss = _loss(self.config, *self.wrapped(image, text, mask), owner, meaning)
             self.accelerator.backward(loss)

@@ -83,7 +83,8 @@ class TrunkOutputs:
         setting = [encoders.image, self.model.image_encoder.frozen]
         if items is self.captions:
             setting = [encoders.text, self.model.text_encoder.frozen, encoders.max_tokens]
-        content = "\n".join(map(str, [*setting, self._dtype, *map(identity, items)]))
+        setting += [self.model.config.train.precision, self._dtype]
+        content = "\n".join(map(str, [*setting, *map(identity, items)]))
         key = hashlib.sha256(content.encode()).hexdigest()[:12]
         path = data_root() / "cache" / f"{self.data.name}-{self.data.split}-{kind}-{key}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)

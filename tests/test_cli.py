@@ -76,6 +76,7 @@ def test_embed_keeps_an_index_that_search_opens(run, photos, tmp_path_factory, c
     assert main(embed) == 0
     said = capsys.readouterr()
     assert re.search(r"left out: Cannot read the image .*broken.jpg", said.err)
+    assert "left out 1 in all" in said.err
     assert f"{out}: 3 of 4 images" in said.out
     (photos / "broken.jpg").unlink()
     assert main(["search", "a thing on a beach", "--index", out, "--checkpoint", str(run)]) == 0
@@ -84,6 +85,25 @@ def test_embed_keeps_an_index_that_search_opens(run, photos, tmp_path_factory, c
     assert capsys.readouterr().out == from_index
     assert main(["search", "a thing on a beach", "--index", out]) == 2
     assert "made with another model" in capsys.readouterr().err
+
+
+def test_a_folder_is_searched_and_named_without_what_cannot_be_read(run, photos, capsys):
+    search = ["search", "a thing on a beach", "--images", str(photos), "--checkpoint", str(run)]
+    classify = ["classify", str(photos), "--labels", "a drawing,a dog", "--checkpoint", str(run)]
+    whole = []
+    for command in (search, classify):
+        assert main(command) == 0
+        whole.append(capsys.readouterr().out)
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    for command, expected in zip((search, classify), whole, strict=True):
+        assert main(command) == 0
+        out, error = capsys.readouterr()
+        assert out == expected
+        assert re.search(r"left out: Cannot read the image .*broken.jpg.*\nleft out 1 in all\n", error)
+    for path in photos.glob("*.png"):
+        path.write_bytes(b"no photo")
+    assert main(search) == 2
+    assert f"No image in {photos} can be read, of 4." in capsys.readouterr().err
 
 
 def test_download_from_a_folder(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -71,6 +72,21 @@ def test_cached_and_uncached_training_agree(few):
     assert len(losses) == 2
     assert histories[True, "float32"] == pytest.approx(histories[False, "float32"], abs=1e-4)
     assert histories[True, "float16"] == pytest.approx(histories[False, "float32"], abs=0.02)
+
+
+def test_mixed_precision_is_that_of_the_trunk_of_training_and_of_the_user(few, tmp_path):
+    runs, trunks = {}, {}
+    for precision in ("no", "bf16"):
+        settings = config(TUNED | {"train.precision": precision, "train.cache_dtype": "float32"})
+        run = runs[precision] = mc.fit(settings, tmp_path / precision, few, few)
+        trunks[precision] = TrunkOutputs(run.model, few).images[0]
+        assert all(p.dtype == torch.float32 for p in run.model.parameters())
+    assert runs["bf16"].history["loss"].tolist() == pytest.approx(runs["no"].history["loss"].tolist(), abs=0.1)
+    assert 0 < np.abs(trunks["bf16"] - trunks["no"]).mean() < 0.1 * np.abs(trunks["no"]).mean()  # 8 bits a number
+    for ask in (lambda model: model.encode_image(few.images), lambda model: model.encode_text(few.flat_captions)):
+        half, full = ask(runs["bf16"].model), ask(runs["no"].model)
+        assert half.dtype == torch.float32
+        assert 0.98 < (half * full).sum(1).min() < 1 - 1e-6
 
 
 @pytest.mark.parametrize(("name", "per_image", "soft"), [("infonce", 1, 0.0), ("multi_positive", 2, 0.5)])
@@ -307,6 +323,49 @@ def test_dev_is_embedded_as_the_user_embeds(few):
     images, captions = embed(model, TrunkOutputs(model, few), batch_size=5)
     assert torch.allclose(images, model.encode_image(few.images), atol=1e-4)
     assert torch.allclose(captions, model.encode_text(few.flat_captions), atol=1e-4)
+
+
+def step(settings, data, world: int = 1) -> dict[str, torch.Tensor]:
+    """Take one step on this process's share of a batch: its rows, the loss and every gradient."""
+    mc.set_seed(0, threads=1)
+    model = mc.MiniCLIP(settings)
+    learner = Learner(settings, model, Accelerator(cpu=True), TrunkOutputs(model, data, cache=False))
+    learner.optimiser.zero_grad = lambda: None
+    share = learner._share(*next(epoch_batches(settings, learner.outputs, 0)))
+    loss = learner.train_step(*share, np.random.default_rng(0))
+    assert learner.accelerator.num_processes == world
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"rows": torch.from_numpy(share[0]), "loss": torch.tensor(loss)} | gradients
+
+
+def one_of_two(rank: int, port: int, folder, settings: list, data) -> None:
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank}
+    os.environ |= {name: str(value) for name, value in meeting.items()}
+    for i, one in enumerate(settings):
+        torch.save(step(one, data, 2), folder / f"{i}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradients_of_one_with_twice_the_batch(tmp_path):
+    """Through the real towers and accelerate, whole and in chunks; no image is in two shares."""
+    data = mc.load_dataset("sample", "train", limit=8)
+    plain = {"heads.dropout": 0.0, "train.clip_norm": 1e9, "loss.name": "multi_positive", "loss.captions_per_image": 2}
+    whole = config(TUNED | plain | {"loss.soft": 0.5})
+    settings = [whole, whole.updated(**{"train.chunk_size": 2})]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(one_of_two, (port, tmp_path, settings, data), nprocs=2)
+    alone = step(whole, data)
+    for i in range(len(settings)):
+        first, second = (torch.load(tmp_path / f"{i}-{rank}.pt") for rank in (0, 1))
+        assert torch.equal(torch.cat([first.pop("rows"), second.pop("rows")]), alone["rows"])
+        assert len(alone["rows"].unique()) == 8
+        for part in (first, second):
+            assert part.keys() == alone.keys() - {"rows"} > {"logit_scale"}
+            for name, tensor in part.items():
+                assert torch.allclose(tensor, alone[name], atol=1e-5), name
 
 
 @pytest.mark.slow
