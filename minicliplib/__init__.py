@@ -13,18 +13,7 @@ from .images import DataError, image_files, load_image
 from .interop import as_open_clip
 from .labelled import LabelledImages, load_labelled
 from .loss import contrastive_loss
-from .metrics import (
-    alignment,
-    bootstrap,
-    chance,
-    classification,
-    modality_gap,
-    ranks,
-    ranks_from_embeddings,
-    recall_at_k,
-    summarise,
-    uniformity,
-)
+from .metrics import bootstrap, chance, classification, ranks_from_embeddings, recall_at_k, summarise
 from .model import CheckpointError, MiniCLIP, load
 from .retrieval import Index, evaluate
 from .training import Run, fit, load_or_fit

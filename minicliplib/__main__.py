@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from itertools import chain
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from accelerate import PartialState
 from .archives import ARCHIVES, download
 from .config import PRESETS, preset
 from .data import DATASETS, load_dataset
-from .images import DataError, image_files, readable
+from .images import image_files
 from .labelled import load_labelled
 from .metrics import classification
 from .model import load
@@ -27,10 +28,13 @@ from .zeroshot import PHOTO_TEMPLATES, SCENE_TEMPLATES, ZeroShotClassifier, in_w
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; a wrong input is one clear line on stderr and exit status 2."""
     options = _parser().parse_args(arguments)
+    say = lambda message, *_: print(f"miniclip {options.command}: {message}", file=sys.stderr)
     try:
-        options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = say  # a sentence, rather than a line of our code
+            options.run(options)
     except (ValueError, FileNotFoundError) as error:
-        print(f"miniclip {options.command}: {error}", file=sys.stderr)
+        say(error)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -82,26 +86,9 @@ def table(report: dict) -> str:
 def _embed(options) -> None:
     paths, started = image_files(options.folder), time.monotonic()
     index, faults = stored_index(load(options.checkpoint), paths, [], options.out, progress=True)
-    _name(faults)
-    print(f"{options.out}: {len(index):,} of {len(paths):,} images, in {time.monotonic() - started:.0f} s")
-
-
-def _name(faults: list[str]) -> None:
-    """Print a line on each image that was left out, and their count."""
     for fault in faults:
         print(f"left out: {fault}", file=sys.stderr)
-    if faults:
-        print(f"left out {len(faults):,} in all", file=sys.stderr)
-
-
-def _readable_files(folder: str) -> list[Path]:
-    """List the images of a folder, but for those that cannot be read, which are named."""
-    paths = image_files(folder)
-    good, faults = readable(paths)
-    _name(faults)
-    if not good:
-        raise DataError(f"No image in {folder} can be read, of {len(paths)}.")
-    return [paths[i] for i in good]
+    print(f"{options.out}: {len(index):,} of {len(paths):,} images, in {time.monotonic() - started:.0f} s")
 
 
 def _search(options) -> None:
@@ -111,7 +98,8 @@ def _search(options) -> None:
         index.names["images"] = [path_of(name) for name in index.names["images"]]
     else:
         data = (options.data, options.split, options.root)
-        images = _readable_files(options.images) if options.images else load_dataset(*data).images
+        data = ("folder", "all", options.images, None, "skip") if options.images else data
+        images = load_dataset(*data).images
         index = Index(model).add_images(images, progress=True)
     query = Path(options.query) if options.by_image else options.query
     for name, score in index.search(query, k=min(5, len(index)) if options.k is None else options.k):
@@ -124,7 +112,8 @@ def _classify(options) -> None:
     if not options.labels:
         return _classify_labelled(load_labelled(options.images[0], options.root), model, templates)
     classifier = ZeroShotClassifier(model, options.labels.split(","), templates)
-    folders = (_readable_files(name) if Path(name).is_dir() else [name] for name in options.images)
+    readable = lambda folder: load_dataset("folder", root=folder, on_bad="skip").images
+    folders = (readable(name) if Path(name).is_dir() else [name] for name in options.images)
     images = list(chain.from_iterable(folders))
     for image, found in zip(images, classifier.predict(images, options.k), strict=True):
         print(f"{image}: " + ", ".join(f"{label} {probability:.0%}" for label, probability in found))
@@ -146,7 +135,8 @@ def _demo(options) -> None:
         raise ValueError(f"The demo needs {error.name}: pip install 'minicliplib[demo]'") from error
     name, root = ("folder", options.images) if options.images else (options.data, options.root)
     demo = Demo(load(options.checkpoint), collection(name, root=root), root or "", progress=True)
-    _name(demo.faults)
+    for fault in demo.faults:
+        print(f"left out: {fault}", file=sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as cleanly as Ctrl-C
     with Server(demo, options.host, options.port) as server:
         print(f"{len(demo.index):,} images ({demo.data.name}). Open {server.url} (Ctrl-C stops it)", flush=True)

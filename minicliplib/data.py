@@ -106,6 +106,8 @@ def _caption(text: str | None, where: str) -> str:
 
 def _without_unreadable(data: CaptionedImages) -> CaptionedImages:
     good, faults = readable(data.images)
+    if not good:
+        raise DataError(f"No image of {data.name!r} can be read, of {len(data)}. The first: {faults[0]}")
     if faults:
         message = "\n  ".join([f"Left out {len(faults)} of {len(data)} images of {data.name!r}:", *faults])
         warnings.warn(message, stacklevel=3)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .encoders import ImageLike
 from .images import load_image
-from .model import MiniCLIP
+from .model import MiniCLIP, eval_mode
 from .scenes import KIND
 
 SIZES = (1, 2)  # of the picture, in tower inputs: a map of 7 x 7 places, and one of 14 x 14 that localises better
@@ -151,15 +151,9 @@ def altered(caption: str, kind: str, rng: np.random.Generator) -> str | None:
 
 @contextmanager
 def _still(model: nn.Module) -> Iterator[None]:
-    """Eval mode with gradients, whatever the caller's setting; every module's mode is given back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    """Eval mode with gradients, whatever the caller's setting."""
+    with eval_mode(model), torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def _plain(model: MiniCLIP, image: ImageLike) -> Tensor:

@@ -160,9 +160,10 @@ def _both_ways(image_scores, caption_scores, shape, owner, block):
     """Ranks of all queries, from functions that give the score rows of some images and of some captions."""
     owner = _checked_owner(owner, *shape)
     asking = np.unique(owner)
-    image_ranks = [_ranks(image_scores(i), i[:, None] == owner) for i in _blocks(asking, block)]
+    blocks = lambda ids: np.split(ids, range(block, len(ids), block))
+    image_ranks = [_ranks(image_scores(i), i[:, None] == owner) for i in blocks(asking)]
     images, captions = np.arange(shape[0]), np.arange(shape[1])
-    caption_ranks = [_ranks(caption_scores(j), owner[j, None] == images) for j in _blocks(captions, block)]
+    caption_ranks = [_ranks(caption_scores(j), owner[j, None] == images) for j in blocks(captions)]
     return {"image_to_text": np.concatenate(image_ranks), "text_to_image": np.concatenate(caption_ranks)}
 
 
@@ -172,10 +173,6 @@ def _ranks(scores, right):
         raise ValueError("the similarities hold NaN or infinity, and such items have no rank")
     best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
     return ((scores >= best) & ~right).sum(axis=1)
-
-
-def _blocks(ids, block):
-    return (ids[start : start + block] for start in range(0, len(ids), block))
 
 
 def _with_mean_and_pools(recalls, n_images, n_captions):

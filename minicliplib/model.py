@@ -117,7 +117,7 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         ready = lambda batch: batch.to(self.device) if isinstance(batch, Tensor) else self.image_encoder.prepare(batch)
         starts = range(0, len(images), batch_size)
         batches = _ahead(ready(images[start : start + batch_size]) for start in starts)
-        with _eval_mode(self):
+        with eval_mode(self):
             for start, pixels in zip(tqdm(starts, "images", disable=no_bar(progress)), batches, strict=True):
                 views = _looks(pixels, looks or self.config.encoders.looks)
                 vectors = sum(self.project_image(self.image_encoder.trunk(view)) for view in views)
@@ -130,7 +130,7 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         texts = [texts] if isinstance(texts, str) else list(texts)
         out = torch.empty(len(texts), self.dim, device=self.device)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # like lengths together: less padding
-        with _eval_mode(self):
+        with eval_mode(self):
             for start in tqdm(range(0, len(texts), batch_size), "texts", disable=no_bar(progress)):
                 batch = order[start : start + batch_size]
                 ids, mask = self.text_encoder.prepare([texts[i] for i in batch])
@@ -181,12 +181,15 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    was_training, _ = model.training, model.eval()
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; every module's own mode is given back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module, mode in modes:
+            module.training = mode
 
 
 def _ahead(batches: Iterator) -> Iterator:

@@ -231,33 +231,27 @@ def stored_index(model, images, captions, folder: str | Path, progress=False, **
         if rows:
             index.add_vectors(kind, old.vectors[kind][rows], [old.names[kind][row] for row in rows])
     index.add_captions(captions)
-    known, saved = set(index.names["images"]), time.monotonic()
-    new, names, vectors = [name for name in position if name not in known], [], []
-
-    def add() -> None:
-        """Put into the index what waits: many at once, since an array that grows is copied each time."""
-        if names:
-            index.add_vectors("images", np.concatenate(vectors), names)
-            names.clear()
-            vectors.clear()
-
+    known, saved, waiting = set(index.names["images"]), time.monotonic(), {}
+    new = [name for name in position if name not in known]
+    pictures = lambda names: [images[position[name]] for name in names]
     with tqdm(total=len(new), desc="images", unit="image", disable=no_bar(progress) or not new) as bar:
         for start in range(0, len(new), 32):
             batch = new[start : start + 32]
-            pictures = [images[position[name]] for name in batch]
             try:
-                vectors.append(model.encode_image(pictures, **options).cpu())
+                vectors = model.encode_image(pictures(batch), **options)
             except DataError:
-                good, bad = readable(pictures)
+                good, bad = readable(pictures(batch))
                 batch, faults = [batch[i] for i in good], faults + bad
-                vectors.append(model.encode_image([pictures[i] for i in good], **options).cpu())
-            names += batch
-            bar.update(len(pictures))
-            if time.monotonic() - saved > SAVE_EVERY:
-                add()
+                vectors = model.encode_image(pictures(batch), **options)
+            waiting |= zip(batch, vectors.cpu(), strict=True)
+            due = time.monotonic() - saved > SAVE_EVERY
+            if waiting and (due or start + 32 >= len(new)):  # many at once: an array that grows is copied each time
+                index.add_vectors("images", torch.stack([*waiting.values()]), waiting)
+                waiting.clear()
+            if due:
                 index.save(folder)
                 saved = time.monotonic()
-    add()
+            bar.update(min(32, len(new) - start))
     if index.names != old.names:
         index.save(folder)
     index.names["images"] = [position[name] for name in index.names["images"]]

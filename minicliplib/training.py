@@ -93,9 +93,8 @@ def fit(
     history = _read_history(folder, config)
     if history and _finished(history, config):
         return Run(load(folder), folder, pd.DataFrame(history))
-    source = asdict(config.data)
-    train = train or load_dataset(split="train", **source)
-    dev = dev or load_dataset(split="dev", **source)
+    train = train or load_dataset(split="train", **asdict(config.data))
+    dev = dev or load_dataset(split="dev", **asdict(config.data))
     AcceleratorState._reset_state()  # or it would refuse another precision than that of an earlier run
     accelerator = Accelerator(mixed_precision=config.train.precision)
     _check(config, train, accelerator)
@@ -130,10 +129,7 @@ def fit(
 
 
 def _soup(config: Config, folder: Path, **options) -> Run:
-    """Train one run after another and average their best weights.
-
-    Fine-tuned from one start they lie in one valley: the average costs as much as one, and is better than any of them.
-    """
+    """Average the best weights of runs from one start, which lie in one valley: better than each, at the cost of one."""
     runs, first = [], config.train.shuffle * config.train.soup
     _read_history(folder, config)  # refuses a folder that holds another run
     at_home = folder == run_folder(config)  # where others look for a run, too
@@ -304,9 +300,8 @@ class Learner:
         meaning = None if self.meanings is None else torch.from_numpy(self.meanings[captions]).to(image.device)
         if self.config.train.chunk_size:
             loss = two_pass_backward(self.config, self.model, image, text, mask, owner, meaning)
-            for parameter in self.model.parameters():  # the mean over processes, as DistributedDataParallel takes it
-                if parameter.grad is not None:
-                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+            for parameter in [p for p in self.model.parameters() if p.grad is not None]:
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")  # as DistributedDataParallel does
         else:
             loss = _loss(self.config, *self.wrapped(image, text, mask), owner, meaning)
             self.accelerator.backward(loss)

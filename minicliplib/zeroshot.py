@@ -91,15 +91,11 @@ def fill(template: str, name: str) -> str:
     return re.sub(r"\b([Aa]) \{\}", article, template).replace("{}", name)
 
 
-def readable(class_name: str) -> str:
-    """Turn a folder's name into words: ``readable("Stop_Sign")`` is ``"stop sign"``."""
-    return class_name.replace("_", " ").lower()
-
-
 def in_words(class_name: str) -> str:
-    """Say what a class of CIFAR-10 or Caltech-101 is called in captions: ``in_words("car_side")`` is ``"car"``."""
+    """Say what a class is called in captions: ``"car_side"`` is ``"car"``, ``"Stop_Sign"`` is ``"stop sign"``."""
     lines = (files("minicliplib") / "assets/class_words.txt").read_text(encoding="utf-8").splitlines()
-    return dict(line.split(": ") for line in lines if line[0] != "#").get(class_name) or readable(class_name)
+    called = dict(line.split(": ") for line in lines if line[0] != "#")
+    return called.get(class_name, class_name.replace("_", " ").lower())
 
 
 def _checked_names(names: Sequence[str]) -> list[str]:

@@ -128,8 +128,8 @@ def cross() -> str:
 def towers() -> str:
     """Return what each tower weighs, costs and is worth in speed."""
     record = measured("benchmarks", "towers")
-    heads = "tower | parameters (million) | GFLOPs an item | items a second | in bfloat16 | memory (MiB) | weights | licence"
-    lines = [f"| {heads} |", "|---" * 8 + "|"]
+    heads = ["tower", "parameters (million)", "GFLOPs an item", "items a second", "in bfloat16", "memory (MiB)"]
+    lines = [f"| {' | '.join(heads)} | weights | licence |", "|---" * 8 + "|"]
     for name, row in record["metrics"]["towers"].items():
         speed = " | ".join(f"{row['items_per_second'][kind]:,.0f}" for kind in ("float32", "bfloat16"))
         numbers = f"{row['parameters'] / 1e6:.1f} | {row['gflops']:.2f} | {speed} | {row['peak_mib']:,.0f}"
@@ -176,9 +176,10 @@ def datasets() -> str:
     rows = ["| dataset | pictures: train, dev, test | captions each | words a caption | licence |", "|---" * 5 + "|"]
     photos = measured("coco", "01_data")["metrics"]["licences"]
     closed = sum(count for name, count in photos.items() if "NonCommercial" in name) / sum(photos.values())
+    shared = f"captions CC BY 4.0; {len(photos)} for the photos, {closed:.0%} of them not for commerce"
     for name, dataset, licence in (
         ("Flickr8k", "flickr8k", "research and education only; the photos are their photographers'"),
-        ("COCO, subset", "coco", f"captions CC BY 4.0; {len(photos)} for the photos, {closed:.0%} of them not for commerce"),
+        ("COCO, subset", "coco", shared),
         ("sample", "sample", "glyphs OpenMoji, CC BY-SA 4.0"),
     ):
         metrics = measured(dataset, "01_data")["metrics"]

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import minicliplib as mc
-from minicliplib.zeroshot import fill, in_words, readable
+from minicliplib.zeroshot import fill, in_words
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_calibration_takes_away_what_every_image_has(shipped):
 def test_words():
     assert fill("A {} on a {}.", "owl") == "An owl on an owl."
     assert fill("the {}", "umbrella") == "the umbrella"
-    assert (readable("Stop_Sign"), in_words("car_side"), in_words("stop_sign")) == ("stop sign", "car", "stop sign")
+    assert (in_words("Stop_Sign"), in_words("car_side"), in_words("stop_sign")) == ("stop sign", "car", "stop sign")
 
 
 @pytest.mark.parametrize(
