@@ -129,7 +129,7 @@ def fit(
 
 
 def _soup(config: Config, folder: Path, **options) -> Run:
-    """Average the best weights of runs from one start, which lie in one valley: better than each, at the cost of one."""
+    """Average the best weights of runs from one start, which lie in one valley: better than any, at the cost of one."""
     runs, first = [], config.train.shuffle * config.train.soup
     _read_history(folder, config)  # refuses a folder that holds another run
     at_home = folder == run_folder(config)  # where others look for a run, too
