@@ -2,9 +2,9 @@
 
 python benchmarks/cross.py         writes report/results/benchmarks/cross.json (make bench-cross)
 
-One run each, with the recipe of the preset ``flickr8k`` (less its soup) where Flickr8k is in, and of ``coco`` on COCO alone;
-trains what is not trained yet. The dev split answers the question whether COCO's pairs help Flickr8k; the test splits are
-measured for the table only, and choose nothing.
+One run each, with the recipe of the preset ``flickr8k`` (less its soup) where Flickr8k is in, and that of ``coco`` on
+COCO alone; trains what is not trained yet. The dev split answers the question whether COCO's pairs help Flickr8k; the
+test splits are measured for the table only, and choose nothing.
 """
 
 import os
