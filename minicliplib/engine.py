@@ -7,6 +7,8 @@ Until `approximate` is called, the engine, too, compares a query with every vect
 """
 
 import json
+from contextlib import suppress
+from datetime import timedelta
 from types import SimpleNamespace
 
 import lancedb
@@ -14,60 +16,76 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import IvfFlat
 
-from .retrieval import Index, from_json, to_json
+from .retrieval import KINDS, Index, check_maker, from_json, made_by, to_json
 
 
 class EngineIndex(Index):
-    """An `Index` whose vectors lie in an engine's tables, one for images and one for captions; each add is kept."""
+    """An `Index` whose vectors and names lie in an engine's tables, one for images and one for captions.
+
+    Each add is kept; any number of clients may add and search at once, and each sees what the others have added.
+    """
 
     def __init__(self, uri, model=None, **options):
         """Open or start the index at `uri`, a folder or an address; the options (keys, region) go to LanceDB."""
-        super().__init__(model)
-        self.engine = lancedb.connect(str(uri), **options)
-        self.tables = {kind: self.engine.open_table(kind) for kind in self.names if kind in self._kept()}
-        for kind, table in self.tables.items():
-            stored = table.search().select(["row", "name"]).limit(table.count_rows()).to_arrow().sort_by("row")
-            self.names[kind] = [json.loads(name, object_hook=from_json) for name in stored["name"].to_pylist()]
-            self._shape(kind)
+        self.model = model
+        self.engine = lancedb.connect(str(uri), **{"read_consistency_interval": timedelta(0)} | options)
+        for table in self._tables().values():
+            check_maker(uri, model, (table.schema.metadata or {}).get(b"model", b"").decode() or None)
 
-    def _kept(self):
-        return self.engine.list_tables().tables
+    def _tables(self):
+        tables = {}
+        for kind in KINDS:
+            with suppress(ValueError):  # there is none yet
+                tables[kind] = self.engine.open_table(kind)
+        return tables
 
-    def _shape(self, kind):
-        dim = self.tables[kind].schema.field("vector").type.list_size
-        self.vectors[kind] = SimpleNamespace(shape=(len(self.names[kind]), dim))
+    @property
+    def names(self):
+        """All names, read from the engine."""
+        names = {kind: [] for kind in KINDS}
+        for kind, table in self._tables().items():
+            stored = table.search().select(["name"]).limit(table.count_rows()).to_arrow()
+            names[kind] = [json.loads(name, object_hook=from_json) for name in stored["name"].to_pylist()]
+        return names
+
+    @property
+    def vectors(self):
+        """The shapes of the vectors, which stay with the engine."""
+        width = lambda table: table.schema.field("vector").type.list_size
+        return {kind: SimpleNamespace(shape=(t.count_rows(), width(t))) for kind, t in self._tables().items()}
+
+    def _size(self, kind):
+        return self.vectors[kind].shape[0] if kind in self.vectors else 0
 
     def _append(self, kind, vectors, names):
-        """Send (n, dim) vectors to the engine, which holds them from then on."""
-        start = len(self.names[kind])
-        rows = pa.table(
-            {
-                "row": pa.array(range(start, start + len(names))),
-                "name": [json.dumps(name, default=to_json) for name in names],
-                "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
-            }
-        )
-        if kind in self.tables:
-            self.tables[kind].add(rows)
-        else:
-            self.tables[kind] = self.engine.create_table(kind, rows)
-        self.names[kind] += names
-        self._shape(kind)
+        """Send (n, dim) vectors to the engine; a name that another client adds at the same time is in once."""
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+        rows = pa.table({"name": [json.dumps(name, default=to_json) for name in names], "vector": vectors})
+        schema = rows.schema.with_metadata({"model": made_by(self.model) or ""})
+        table = self.engine.create_table(kind, schema=schema, exist_ok=True)
+        table.merge_insert("name").when_not_matched_insert_all().execute(rows)
 
     def search_vectors(self, vectors, k=5, among="images"):
-        """Find the top `k` of (q, dim) unit vectors: scores and rows, both (q, k), as :meth:`Index.search_vectors`."""
+        """Find the top `k` of (q, dim) unit vectors: scores and names, both (q, k)."""
         self._check(among, k)
-        scores, rows = [], []
-        for query in self._checked(vectors):
-            found = self.tables[among].search(query).distance_type("dot").limit(k).select(["row", "_distance"])
-            found = found.to_arrow().sort_by([("_distance", "ascending"), ("row", "ascending")])
-            scores.append(1 - found["_distance"].to_numpy())
-            rows.append(found["row"].to_numpy())
-        return np.array(scores, np.float32), np.array(rows)
+        scores, names = np.empty((len(vectors), k), np.float32), np.empty((len(vectors), k), object)
+        table = self.engine.open_table(among)
+        for i, query in enumerate(self._checked(vectors)):
+            nearest = (
+                table.search(query).distance_type("dot").minimum_nprobes(20).maximum_nprobes(0)
+            )  # until k are found
+            found = nearest.limit(k).select(["name", "_distance"]).to_arrow()
+            scores[i] = 1 - found["_distance"].to_numpy()
+            names[i] = [json.loads(name, object_hook=from_json) for name in found["name"].to_pylist()]
+        return scores, names
+
+    def _name(self, kind, found):
+        return found
 
     def approximate(self, kind="images", **options):
         """Cluster the vectors (LanceDB's IvfFlat, which takes the options): a search then reads the nearest only."""
-        self.tables[kind].create_index("vector", config=IvfFlat(distance_type="dot", **options), replace=True)
+        index = IvfFlat(distance_type="dot", **options)
+        self.engine.open_table(kind).create_index("vector", config=index, replace=True)
 
     def save(self, *_):
         """Do nothing: the engine has kept every vector since it was added."""

@@ -22,6 +22,7 @@ from .config import no_bar, write_atomically
 from .images import DataError, identity, readable
 from .metrics import bootstrap, chance, ranks_from_embeddings, summarise
 
+KINDS = ("images", "captions")
 SCORES_AT_A_TIME = 2**23
 ROUGH = 1e-4  # more than a product of unit vectors in single precision is ever off
 SAVE_EVERY = 30  # seconds, while a stored index grows
@@ -37,11 +38,17 @@ class Index:
 
     def __init__(self, model=None):
         self.model = model
-        self.names = {"images": [], "captions": []}
+        self.names = {kind: [] for kind in KINDS}
         self.vectors = {}  # of the kinds that are there
 
     def __len__(self):
-        return len(self.names["images"])
+        return self._size("images")
+
+    def _size(self, kind):
+        return len(self.names[kind])
+
+    def _name(self, kind, row):
+        return self.names[kind][row]
 
     def add_images(self, images, names=None, **options) -> Self:
         """Add paths or PIL images, each once; the options (`batch_size`, `progress`) go to `encode_image`.
@@ -75,7 +82,7 @@ class Index:
         self._check(kind)
         vectors, names = self._checked(vectors), list(names)
         _check_lengths("vectors", vectors, names)
-        if len({*self.names[kind], *names}) < len(self.names[kind]) + len(names):
+        if len({*(known := self.names[kind]), *names}) < len(known) + len(names):
             raise ValueError(f"each name may stand among the {kind} only once")
         self._append(kind, vectors, names)
         return self
@@ -91,7 +98,7 @@ class Index:
         self._check(among, k)
         encode = self._model().encode_text if isinstance(query, str) else self._model().encode_image
         scores, rows = self.search_vectors(encode([query]), k, among)
-        return [(self.names[among][row], float(score)) for row, score in zip(rows[0], scores[0], strict=True)]
+        return [(self._name(among, row), float(score)) for row, score in zip(rows[0], scores[0], strict=True)]
 
     def search_vectors(self, vectors, k: int = 5, among: str = "images", block: int = 32768):
         """Find the exact top `k` of (q, dim) unit vectors: scores and rows, both (q, k).
@@ -120,7 +127,7 @@ class Index:
         files = {kind: f"{kind}-{time.time_ns()}.index.npy" for kind in self.vectors}
         for kind, file in files.items():
             np.save(folder / file, self.vectors[kind].astype(dtype, copy=False))
-        record = json.dumps({"names": self.names, "files": files, "model": _made_by(self.model)}, default=to_json)
+        record = json.dumps({"names": self.names, "files": files, "model": made_by(self.model)}, default=to_json)
         write_atomically(folder / "index.json", lambda part: part.write_text(record, encoding="utf-8"))
         for file in outdated:
             with contextlib.suppress(OSError):  # Windows keeps a file that is still mapped
@@ -139,8 +146,7 @@ class Index:
             index.vectors = {kind: np.load(folder / file, mmap_mode="c") for kind, file in saved["files"].items()}
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"there is no whole index in {folder}: {error}") from error
-        if None not in (made_by := (_made_by(model), saved.get("model"))) and len({*made_by}) > 1:
-            raise ValueError(f"the index in {folder} was made with another model: name that one, or embed again")
+        check_maker(folder, model, saved.get("model"))
         return index
 
     def _model(self):
@@ -149,9 +155,9 @@ class Index:
         return self.model
 
     def _check(self, kind, k=None):
-        if kind not in self.names:
+        if kind not in KINDS:
             raise ValueError(f"an index holds images and captions, not {kind!r}")
-        size = len(self.names[kind])
+        size = self._size(kind)
         if k is not None and not 1 <= k <= size:
             raise ValueError(f"k must be from 1 to {size}, the number of {kind} in the index, not {k}")
 
@@ -211,8 +217,15 @@ def from_json(value):
     return Path(value["$path"]) if value.keys() == {"$path"} else value
 
 
-def _made_by(model):
+def made_by(model):
+    """Return what tells a model from others, or None where there is no model or it cannot say."""
     return model.fingerprint() if hasattr(model, "fingerprint") else None
+
+
+def check_maker(place, model, maker):
+    """Refuse an index that another model has made: their vectors do not share a space."""
+    if None not in (made := made_by(model), maker) and made != maker:
+        raise ValueError(f"the index in {place} was made with another model: name that one, or embed again")
 
 
 def stored_index(model, images, captions, folder: str | Path, progress=False, **options) -> tuple[Index, list[str]]:

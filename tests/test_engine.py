@@ -27,10 +27,36 @@ def test_100_000_vectors_are_found_as_the_exact_index_finds_them(vectors, tmp_pa
     assert engine.names["images"] == names
     exact = Index().add_vectors("images", vectors, names)
     for one, other in zip(engine.search_vectors(vectors[:9], 10), exact.search_vectors(vectors[:9], 10), strict=True):
-        assert np.allclose(one, other, atol=1e-5)
+        assert np.allclose(one.astype(float), other, atol=1e-5)
     engine.approximate(num_partitions=64)
-    rows, truth = engine.search_vectors(vectors[:9], 10)[1], exact.search_vectors(vectors[:9], 10)[1]
-    assert np.mean([len({*a} & {*b}) / 10 for a, b in zip(rows, truth, strict=True)]) > 0.8
+    found, truth = engine.search_vectors(vectors[:9], 10)[1], exact.search_vectors(vectors[:9], 10)[1]
+    assert np.mean([len({*a} & {*b}) / 10 for a, b in zip(found, truth, strict=True)]) > 0.8
+    scores, many = engine.search_vectors(vectors[:1], 50_000)  # more than the nearest clusters hold
+    assert len({*many[0]}) == 50_000
+    assert (np.diff(scores[0]) <= 0).all()
+
+
+def test_clients_that_add_at_the_same_time_find_each_others(tmp_path):
+    one, other = EngineIndex(tmp_path, StandIn()), EngineIndex(tmp_path, StandIn())
+    one.add_images(["a/dog.jpg", "a/cat.jpg"])
+    other.add_images(["b/boat.jpg", "a/cat.jpg"])
+    vectors = unit(np.random.default_rng(0), 3)
+    one._append("images", vectors[:2], ["x", "y"])  # as when both have looked before either has added
+    other._append("images", vectors[1:], ["y", "z"])
+    for index in (one, other, EngineIndex(tmp_path, StandIn())):
+        assert len(index) == 6
+        assert sorted(map(str, index.names["images"])) == ["a/cat.jpg", "a/dog.jpg", "b/boat.jpg", "x", "y", "z"]
+        assert index.search("boat", 1)[0][0] == Path("b/boat.jpg")
+        assert index.search_vectors(vectors, 1)[1].ravel().tolist() == ["x", "y", "z"]
+
+
+def test_an_index_of_another_model_is_refused(tmp_path):
+    one, other = StandIn(), StandIn()
+    one.fingerprint, other.fingerprint = lambda: "one", lambda: "other"
+    EngineIndex(tmp_path, one).add_images(PATHS)
+    assert len(EngineIndex(tmp_path, one)) == len(EngineIndex(tmp_path)) == 6
+    with pytest.raises(ValueError, match="was made with another model"):
+        EngineIndex(tmp_path, other)
 
 
 def test_sentences_and_photos_find_what_they_find_in_an_index(tmp_path):
