@@ -165,6 +165,8 @@ class TextEncoder(Encoder):
         model, tokenizer = _load_text_model(name, dropout, pretrained)
         super().__init__(model, _text_stages(model), model.config.hidden_size, trainable)
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        if getattr(model, "pooler", None) is not None:  # plays no part, for which DistributedDataParallel would wait
+            model.pooler.requires_grad_(False)
 
     def _step(self, step, x, mask):
         if step is self.model:  # a family that is not cut into stages

@@ -1,14 +1,20 @@
 """Image files: which there are, what they show, and what tells one from another."""
 
 import hashlib
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")  # Pillow's names: it shall try no rarer decoder on a file
+# What turns a picture upright, by EXIF's orientation. ImageOps.exif_transpose rewrites all tags, and fails on odd ones.
+ORIENTATION, TURN = 0x0112, Image.Transpose
+UPRIGHT = {2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE}
+UPRIGHT |= {6: TURN.ROTATE_270, 7: TURN.TRANSVERSE, 8: TURN.ROTATE_90}
 
 
 class DataError(ValueError):
@@ -33,13 +39,16 @@ def load_image(source: str | Path | Image.Image, hint: int | None = None) -> Ima
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255, not scale
-        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
+    if turn := UPRIGHT.get(image.getexif().get(ORIENTATION)):
+        image = image.transpose(turn)
+    if image.mode[0] in "IF":  # 16 or 32 bits a pixel, which Pillow would clip at 255, not scale
+        values = np.asarray(image, np.float32)
+        most = 65535 if image.mode.startswith("I;16") else max(values.max(), 1e-9)
+        image = Image.fromarray((values * (255 / most)).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image.convert("RGB")  # a copy in any case
 
 
 def image_files(folder: str | Path) -> list[Path]:
@@ -63,11 +72,13 @@ def identity(item: str | Path | Image.Image) -> str:
 
 def readable(images: Sequence[Path | Image.Image]) -> tuple[list[int], list[str]]:
     """Decode images and return which can be read, and a sentence on each of the others."""
-    good, faults = [], []
-    for i, image in enumerate(images):
+
+    def fault(image: Path | Image.Image) -> str | None:
         try:
             load_image(image, hint=1)  # the whole file is read, but decoded small
-            good.append(i)
         except DataError as error:
-            faults.append(str(error))
-    return good, faults
+            return str(error)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        faults = list(pool.map(fault, images))
+    return [i for i, found in enumerate(faults) if not found], [found for found in faults if found]

@@ -15,6 +15,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from filelock import FileLock
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -25,7 +26,8 @@ from .metrics import bootstrap, chance, ranks_from_embeddings, summarise
 KINDS = ("images", "captions")
 SCORES_AT_A_TIME = 2**23
 ROUGH = 1e-4  # more than a product of unit vectors in single precision is ever off
-SAVE_EVERY = 30  # seconds, while a stored index grows
+SAVE_EVERY, SAVING = 30, 0.05  # seconds, while a stored index grows; the share of the time that may go into it
+AT_A_TIME = 256  # images: enough that decoding runs ahead of the tower
 
 
 class Index:
@@ -235,6 +237,13 @@ def stored_index(model, images, captions, folder: str | Path, progress=False, **
     of those is returned, too. In the folder it goes by what `identity` tells of it (`path_of` leads back to the file).
     The options go to `encode_image`. Saves as it goes: an interruption loses half a minute.
     """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):  # of two calls, the second finds what the first has embedded
+        return _stored_index(model, images, captions, folder, progress, **options)
+
+
+def _stored_index(model, images, captions, folder, progress, **options):
     position = {_identity(image): i for i, image in enumerate(images)}
     old, index, faults = Index(), Index(model), []
     with contextlib.suppress(ValueError):  # there is none yet, or not a whole one, or one of another model
@@ -244,12 +253,12 @@ def stored_index(model, images, captions, folder: str | Path, progress=False, **
         if rows:
             index.add_vectors(kind, old.vectors[kind][rows], [old.names[kind][row] for row in rows])
     index.add_captions(captions)
-    known, saved, waiting = set(index.names["images"]), time.monotonic(), {}
+    known, saved, cost, waiting = set(index.names["images"]), time.monotonic(), 0, {}
     new = [name for name in position if name not in known]
     pictures = lambda names: [images[position[name]] for name in names]
     with tqdm(total=len(new), desc="images", unit="image", disable=no_bar(progress) or not new) as bar:
-        for start in range(0, len(new), 32):
-            batch = new[start : start + 32]
+        for start in range(0, len(new), AT_A_TIME):
+            batch = new[start : start + AT_A_TIME]
             try:
                 vectors = model.encode_image(pictures(batch), **options)
             except DataError:
@@ -257,14 +266,15 @@ def stored_index(model, images, captions, folder: str | Path, progress=False, **
                 batch, faults = [batch[i] for i in good], faults + bad
                 vectors = model.encode_image(pictures(batch), **options)
             waiting |= zip(batch, vectors.cpu(), strict=True)
-            due = time.monotonic() - saved > SAVE_EVERY
-            if waiting and (due or start + 32 >= len(new)):  # many at once: an array that grows is copied each time
+            due = (now := time.monotonic()) - saved > SAVE_EVERY + cost / SAVING
+            if waiting and (due or start + AT_A_TIME >= len(new)):  # many at once: a growing array is copied each time
                 index.add_vectors("images", torch.stack([*waiting.values()]), waiting)
                 waiting.clear()
             if due:
                 index.save(folder)
                 saved = time.monotonic()
-            bar.update(min(32, len(new) - start))
+                cost = saved - now
+            bar.update(min(AT_A_TIME, len(new) - start))
     if index.names != old.names:
         index.save(folder)
     index.names["images"] = [position[name] for name in index.names["images"]]
@@ -272,12 +282,12 @@ def stored_index(model, images, captions, folder: str | Path, progress=False, **
 
 
 def _identity(image):
-    return f"{Path(image).resolve().parent}/{identity(image)}" if isinstance(image, Path) else identity(image)
+    return f"{image.parent.resolve()}/{identity(image)}" if isinstance(image, Path) else identity(image)
 
 
-def path_of(name: str) -> Path:
-    """Return the file behind the name of an image in the folder of a `stored_index`: path, size and time."""
-    return Path(name.rsplit(" ", 2)[0])
+def path_of(name: str | Path) -> Path:
+    """Return the file behind the name of an image in a stored index; in the folder of one: path, size and time."""
+    return name if isinstance(name, Path) else Path(name.rsplit(" ", 2)[0])
 
 
 def evaluate(model, data, progress: bool = False) -> dict:

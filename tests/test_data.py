@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -135,6 +136,27 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     assert [image.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (100, 100, 100), (255, 255, 255)]
 
 
+def test_thirty_two_bits_are_scaled_by_the_brightest(tmp_path):
+    for dtype in (np.int32, np.float32):
+        Image.fromarray(np.array([[0, 100, 200]], dtype)).save(tmp_path / "deep.tif")
+        assert [load_image(tmp_path / "deep.tif").getpixel((x, 0))[0] for x in range(3)] == [0, 127, 255]
+
+
+@pytest.mark.parametrize(
+    ("mode", "file"), [("RGB", "a.webp"), ("LA", "a.png"), ("PA", "a.tif"), ("I;16B", "a.tif"), ("CMYK", "a.tif")]
+)
+def test_rarer_kinds_show_what_they_hold(tmp_path, mode, file):
+    grey = Image.new("L", (16, 16), 255)
+    grey.paste(0, (0, 0, 8, 16))
+    picture = grey.convert("RGBA").convert(mode) if mode != "I;16B" else Image.fromarray(np.array(grey, ">u2") * 257)
+    if file == "a.webp":  # of an animation the first frame
+        picture.save(tmp_path / file, save_all=True, append_images=[picture.rotate(180)], lossless=True)
+    else:
+        picture.save(tmp_path / file)
+    image = load_image(tmp_path / file)
+    assert (image.getpixel((2, 2)), image.getpixel((13, 13))) == ((0, 0, 0), (255, 255, 255))
+
+
 @pytest.mark.parametrize(("mode", "color", "file"), [("L", 90, "l.png"), ("1", 1, "1.png"), ("CMYK", 0, "c.jpg")])
 def test_other_modes_become_rgb(tmp_path, mode, color, file):
     Image.new(mode, (8, 8), color).save(tmp_path / file)
@@ -149,15 +171,18 @@ def test_first_frame_of_a_gif(tmp_path):
     assert load_image(tmp_path / "two.gif").getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_exif_rotation_is_applied(tmp_path):
-    image = Image.new("RGB", (20, 10), "white")
-    image.paste("black", (0, 0, 10, 10))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn clockwise: what is stored on the left belongs on top
-    image.save(tmp_path / "turned.png", exif=exif)
-    upright = load_image(tmp_path / "turned.png")
-    assert upright.size == (10, 20)
-    assert (upright.getpixel((5, 2)), upright.getpixel((5, 17))) == ((0, 0, 0), (255, 255, 255))
+@pytest.mark.parametrize("hint", [None, 20])
+@pytest.mark.parametrize("file", ["turned.png", "turned.jpg"])
+def test_exif_rotation_is_applied(tmp_path, file, hint):
+    image = Image.new("RGB", (200, 100), "white")
+    image.paste("black", (0, 0, 100, 100))
+    turn = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)  # clockwise: what is stored on the left belongs on top
+    odd = struct.pack("<HHI4s", 0x0100, 2, 4, b"big")  # a width in words, on which ImageOps.exif_transpose fails
+    tags = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + odd + turn + bytes(4)
+    image.save(tmp_path / file, exif=tags)
+    upright = load_image(tmp_path / file, hint)
+    assert upright.size == ((25, 50) if hint and file.endswith("jpg") else (100, 200))
+    assert (upright.getpixel((5, 2)), upright.getpixel((5, 47 * upright.height // 50))) == ((0,) * 3, (255,) * 3)
 
 
 def test_hint_decodes_a_large_jpeg_small_but_not_below(tmp_path):

@@ -259,7 +259,8 @@ def test_a_stored_index_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return encode(self, images)
 
-    monkeypatch.setattr("minicliplib.retrieval.SAVE_EVERY", 0)
+    for name, value in (("SAVE_EVERY", 0), ("SAVING", np.inf), ("AT_A_TIME", 32)):
+        monkeypatch.setattr(f"minicliplib.retrieval.{name}", value)
     monkeypatch.setattr(StandIn, "encode_image", cut_off)
     with pytest.raises(KeyboardInterrupt):
         stored_index(model, files, [], tmp_path / "index")
