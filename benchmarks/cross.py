@@ -19,7 +19,7 @@ def main() -> None:
     started = time.perf_counter()
     final, coco = mc.preset("flickr8k").updated(**{"train.soup": 1}), mc.preset("coco")
     both = final.updated(**{"data.name": "flickr8k+coco"})
-    models = {config.data.name: mc.load_or_fit(config).model for config in (final, coco, both)}
+    models = {config.data.name: mc.fit(config).model for config in (final, coco, both)}
     metrics = {}
     for trained_on, model in models.items():
         for dataset, split in (("flickr8k", "dev"), ("flickr8k", "test"), ("coco", "test")):

@@ -16,5 +16,5 @@ from .loss import contrastive_loss
 from .metrics import bootstrap, chance, classification, ranks_from_embeddings, recall_at_k, summarise
 from .model import CheckpointError, MiniCLIP, load
 from .retrieval import Index, evaluate
-from .training import Run, fit, load_or_fit
+from .training import Run, fit
 from .zeroshot import PHOTO_TEMPLATES, SCENE_TEMPLATES, ZeroShotClassifier

@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 from .archives import ARCHIVES, download
 from .config import PRESETS, preset
-from .data import DATASETS, load_dataset
+from .data import DATASETS, load_dataset, split_to_show
 from .images import image_files
 from .labelled import load_labelled
 from .metrics import classification
@@ -65,7 +65,7 @@ def _train(options) -> None:
 
 
 def _evaluate(options) -> None:
-    data = load_dataset(options.data, options.split, options.root, options.limit)
+    data = load_dataset(options.data, options.split or split_to_show(options.data), options.root, options.limit)
     report = evaluate(load(options.checkpoint), data, progress=True)
     print(f"\n{options.checkpoint} on {data.name} {data.split}: {table(report)}")
     if options.json:
@@ -84,8 +84,12 @@ def table(report: dict) -> str:
 
 
 def _embed(options) -> None:
-    paths, started = image_files(options.folder), time.monotonic()
-    index, faults = stored_index(load(options.checkpoint), paths, [], options.out, progress=True)
+    paths, model, started = image_files(options.folder), load(options.checkpoint), time.monotonic()
+    if (Path(options.out) / "index.json").exists():
+        there = [path_of(name) for name in Index.load(options.out, model).names["images"]]
+        if there and not any(path.is_relative_to(Path(options.folder).resolve()) for path in there):
+            raise ValueError(f"{options.out} holds images of another folder ({there[0].parent}): name another --out.")
+    index, faults = stored_index(model, paths, [], options.out, progress=True)
     for fault in faults:
         print(f"left out: {fault}", file=sys.stderr)
     print(f"{options.out}: {len(index):,} of {len(paths):,} images, in {time.monotonic() - started:.0f} s")
@@ -97,7 +101,7 @@ def _search(options) -> None:
         index = Index.load(options.index, model)
         index.names["images"] = [path_of(name) for name in index.names["images"]]
     else:
-        data = (options.data, options.split, options.root)
+        data = (options.data, options.split or split_to_show(options.data), options.root)
         data = ("folder", "all", options.images, None, "skip") if options.images else data
         images = load_dataset(*data).images
         index = Index(model).add_images(images, progress=True)
@@ -159,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def model_and_split(sub: argparse.ArgumentParser) -> None:
         checkpoint(sub)
-        sub.add_argument("--split", default="test", help="split of the dataset (default: %(default)s)")
+        sub.add_argument("--split", help="split of the dataset (default: test; of a folder, all)")
 
     sub = command("download", _download, "fetch, verify and unpack a dataset")
     sub.add_argument("dataset", help=", ".join(ARCHIVES))

@@ -21,6 +21,7 @@ ARCHIVES = {
     "cifar10": ("cifar10_test.zip",),  # test/<class>/*; without a mirror torchvision fetches the original
     "caltech101": ("caltech101_subset.zip",),  # 101_ObjectCategories/<class>/*; as above
 }
+PARTS = {"coco": "coco_val2017_subset.zip"}  # taken instead where it lies: annotations/ and val2017/ with some photos
 MIRRORS = {
     "flickr8k": "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k/",
     "coco": "http://images.cocodataset.org/",
@@ -46,7 +47,9 @@ def download(
     root.mkdir(parents=True, exist_ok=True)
     if not mirrors and not any((root / Path(archive).name).exists() for archive in ARCHIVES[name]):
         return _from_torchvision(name, root)
-    for archive in ARCHIVES[name]:
+    folders = [Path(str(place).removeprefix("file://")).expanduser() for place in (root, *mirrors)]
+    part = [PARTS[name]] if name in PARTS and any((folder / PARTS[name]).exists() for folder in folders) else None
+    for archive in part or ARCHIVES[name]:
         target = root / Path(archive).stem
         if not target.exists():
             _from_any([root, *mirrors], archive, target, progress)

@@ -55,9 +55,9 @@ class CaptionedImages:
 
 
 def load_dataset(
-    name: str, split: str = "train", root: str | Path | None = None, limit: int | None = None, on_bad: str = "raise"
+    name: str, split: str | None = None, root: str | Path | None = None, limit: int | None = None, on_bad: str = "raise"
 ) -> CaptionedImages:
-    """Load one split of a dataset from ``root`` (default: the data folder), at most ``limit`` images.
+    """Load a split (default: train; of a folder, all) from ``root`` or the data folder, at most ``limit`` images.
 
     An unreadable image raises a ``DataError`` when it is used. With ``on_bad="skip"`` each image is decoded
     now, which takes time, and unreadable ones are left out with a warning that names them.
@@ -68,11 +68,12 @@ def load_dataset(
         places = {part: Path(root) / part if root else None for part in name.split("+")}
         parts = [load_dataset(part, split, place, limit, on_bad) for part, place in places.items()]
         images, captions = [i for part in parts for i in part.images], [c for part in parts for c in part.captions]
-        return CaptionedImages(name, split, images, captions)
+        return CaptionedImages(name, parts[0].split, images, captions)
     if name not in DATASETS:
         raise DataError(f"Unknown dataset {name!r}. Known: {', '.join(DATASETS)}.")
     source = DATASETS[name]
-    if source.splits and split not in source.splits:
+    split = split or source.splits[0]
+    if split not in source.splits and source.splits != ("all",):
         raise DataError(f"{name!r} has no split {split!r}. Known: {', '.join(source.splits)}.")
     if on_bad not in ("raise", "skip"):
         raise DataError(f"on_bad={on_bad!r} is not a choice. Known: raise, skip.")
@@ -81,6 +82,11 @@ def load_dataset(
     root = Path(root).expanduser() if root else data_root() / name
     data = source.load(root, split, limit)
     return _without_unreadable(data) if on_bad == "skip" else data
+
+
+def split_to_show(name: str) -> str:
+    """Return the split to search or to evaluate on: the test split, of a folder everything."""
+    return "all" if name == "folder" else "test"
 
 
 # ---- captions --------------------------------------------------------------------------------------
@@ -141,13 +147,28 @@ def _load_photos(root: Path, split: str, limit: int | None) -> CaptionedImages:
 
 
 def _load_folder(root: Path, split: str, limit: int | None) -> CaptionedImages:
+    """All images; or of those with captions a tenth each for dev and test, by a fixed seed, and the rest for train."""
     images = image_files(root)
     captions, table = {image.relative_to(root).as_posix(): [] for image in images}, root / "captions.csv"
     for where, name, text in _csv_rows(table) if table.exists() else ():
         if name not in captions:
             raise DataError(f"{where} names an image that is not there: {name!r}.")
         captions[name].append(text)
-    return CaptionedImages("folder", "all", images[:limit], list(captions.values())[:limit])
+    pairs = list(zip(images, captions.values(), strict=True))
+    if split != "all":
+        pairs = [(image, texts) for image, texts in pairs if texts]
+        if len(pairs) < 3:
+            raise DataError(f"{table} has captions for {len(pairs)} images: three splits need 3 or more.")
+        pairs = _drawn(pairs, split, max(1, len(pairs) // 10))
+    images, texts = ([pair[part] for pair in pairs[:limit]] for part in (0, 1))
+    return CaptionedImages("folder", split, images, texts)
+
+
+def _drawn(pairs: list, split: str, size: int) -> list:
+    """Cut pairs by a fixed seed into ``size`` each for test and dev, and the rest for train."""
+    order = np.random.default_rng(0).permutation(len(pairs))
+    rows = {"test": order[:size], "dev": order[size : 2 * size], "train": order[2 * size :]}[split]
+    return [pairs[row] for row in sorted(rows)]
 
 
 def _load_flickr8k(root: Path, split: str, limit: int | None) -> CaptionedImages:
@@ -177,15 +198,15 @@ def _load_coco(root: Path, split: str, limit: int | None) -> CaptionedImages:
         entries = [entry for entry in _json(karpathy)["images"] if entry["split"] in wanted]
         texts = [[sentence["raw"] for sentence in entry["sentences"]] for entry in entries]
         paths = [root / entry["filepath"] / entry["filename"] for entry in entries]
+        if train and val:  # the same photos as they are called since 2017
+            there = {name: folder / name for folder in (train, val) for name in os.listdir(folder)}
+            paths = [there.get(f"{entry['cocoid']:012}.jpg", path) for entry, path in zip(entries, paths, strict=True)]
         pairs = _present(list(zip(paths, texts, strict=True)))
     elif split == "train" and train:
         pairs = _present(_official_pairs(root, train))
     elif val:
         pairs = _present(_official_pairs(root, val))
-        order = np.random.default_rng(0).permutation(len(pairs))
-        size = len(order) // 2 if train else 250
-        rows = {"test": order[:size], "dev": order[size : 2 * size], "train": order[2 * size :]}[split]
-        pairs = [pairs[row] for row in sorted(rows)]
+        pairs = _drawn(pairs, split, len(pairs) // 2 if train else 250)
     else:
         raise DataError(f"MS COCO is not complete in {root}: no folder val2017. {GET_COCO}")
     pairs = pairs[:limit]
@@ -208,6 +229,8 @@ def _present(pairs: list[tuple[Path, list[str]]]) -> list[tuple[Path, list[str]]
     """Leave out, with a warning, images that are listed but not there: a copy may be a part of the whole."""
     there = {folder: set(os.listdir(folder)) for folder in {path.parent for path, _ in pairs} if folder.is_dir()}
     found = [(path, texts) for path, texts in pairs if path.name in there.get(path.parent, ())]
+    if not found:
+        raise DataError(f"None of {len(pairs):,} listed images is there, the first not as {pairs[0][0]}. {GET_COCO}")
     if missing := len(pairs) - len(found):
         warnings.warn(f"{missing:,} of {len(pairs):,} listed images are not there and left out.", stacklevel=4)
     return found
@@ -302,16 +325,16 @@ def _read(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """What is known of a dataset: its loader, and its splits (none: one whole)."""
+    """What is known of a dataset: its loader, and its splits, the default first ("all" alone: it has none)."""
 
     load: Callable[[Path, str, int | None], CaptionedImages]
-    splits: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ("all",)
 
 
 DATASETS = {
     "sample": Source(_load_sample, tuple(SIZES)),
     "flickr8k": Source(_load_flickr8k, ("train", "dev", "test")),
     "coco": Source(_load_coco, ("train", "dev", "test")),
-    "folder": Source(_load_folder),
+    "folder": Source(_load_folder, ("all", "train", "dev", "test")),
     "photos": Source(_load_photos),
 }

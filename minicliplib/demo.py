@@ -22,7 +22,7 @@ from gradio.events import Dependency
 from PIL import Image
 
 from .config import data_root
-from .data import CaptionedImages, load_dataset
+from .data import CaptionedImages, load_dataset, split_to_show
 from .encoders import ImageLike
 from .explain import overlay, relevance_map
 from .images import EXTENSIONS, DataError, load_image
@@ -49,14 +49,14 @@ CSS = """
 MOST_RESULTS, MOST_PROMPTS, MOST_MEGABYTES = 24, 2000, 20
 
 
-def collection(name: str | None = None, split: str = "test", root: str | Path | None = None) -> CaptionedImages:
+def collection(name: str | None = None, root: str | Path | None = None) -> CaptionedImages:
     """Load what to search: a dataset by name, or else Flickr8k where it is there, or else the free pictures."""
-    if name:
-        return load_dataset(name, split, root)
     try:
-        return load_dataset("flickr8k", split, root)
+        return load_dataset(name or "flickr8k", split_to_show(name), root)
     except DataError:
-        return load_dataset(FREE, split, limit=FREE_LIMIT)
+        if name:
+            raise
+        return load_dataset(FREE, "test", limit=FREE_LIMIT)
 
 
 class Demo:

@@ -53,15 +53,6 @@ def run_folder(config: Config) -> Path:
     return data_root() / "runs" / f"{config.data.name}-{config.digest()}"
 
 
-def load_or_fit(config: Config, **options) -> Run:
-    """Return the finished run of a config, training it first where it does not exist yet."""
-    folder = run_folder(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    alone = PartialState().num_processes == 1  # processes of one run must not wait for each other
-    with FileLock(folder / "lock") if alone else nullcontext():  # of two notebooks, one trains and the other waits
-        return fit(config, folder, **options)
-
-
 def fit(
     config: Config,
     folder: str | Path | None = None,
@@ -73,9 +64,11 @@ def fit(
 ) -> Run:
     """Train a Mini-CLIP, keeping the epoch with the best dev mean recall; resume where a run was cut off.
 
+    A finished run is loaded, not trained again; of two calls for one run the second waits for the first.
+
     Args:
         config: everything that makes the run.
-        folder: where the run lies (default: :func:`run_folder`); a finished run there is loaded, not trained again.
+        folder: where the run lies (default: :func:`run_folder`).
         train: pairs to learn from (default: the config's dataset, split "train").
         dev: pairs to choose the epoch on (default: split "dev"); never the test split.
         cache: run the frozen trunks once instead of in every step.
@@ -86,15 +79,20 @@ def fit(
         ValueError: a setting does not fit the data or is unknown, or the folder holds another run.
 
     """
-    folder = Path(folder or run_folder(config))
-    if config.train.soup > 1:
-        return _soup(config, folder, train=train, dev=dev, cache=cache, progress=progress, on_epoch=on_epoch)
+    folder, train_it = Path(folder or run_folder(config)), _soup if config.train.soup > 1 else _fit
     folder.mkdir(parents=True, exist_ok=True)
+    alone = PartialState().num_processes == 1  # processes of one run must not wait for each other
+    with FileLock(folder / "lock") if alone else nullcontext():
+        return train_it(config, folder, train=train, dev=dev, cache=cache, progress=progress, on_epoch=on_epoch)
+
+
+def _fit(config: Config, folder: Path, train, dev, cache, progress, on_epoch) -> Run:
     history = _read_history(folder, config)
     if history and _finished(history, config):
         return Run(load(folder), folder, pd.DataFrame(history))
-    train = train or load_dataset(split="train", **asdict(config.data))
-    dev = dev or load_dataset(split="dev", **asdict(config.data))
+    source = asdict(config.data) | {"on_bad": "skip" if "folder" in config.data.name else "raise"}
+    train = train or load_dataset(split="train", **source)
+    dev = dev or load_dataset(split="dev", **source)
     AcceleratorState._reset_state()  # or it would refuse another precision than that of an earlier run
     accelerator = Accelerator(mixed_precision=config.train.precision)
     _check(config, train, accelerator)
@@ -135,7 +133,7 @@ def _soup(config: Config, folder: Path, **options) -> Run:
     at_home = folder == run_folder(config)  # where others look for a run, too
     for k in range(config.train.soup):
         one = config.updated(**{"train.soup": 1, "train.shuffle": first + k})
-        runs.append(load_or_fit(one, **options) if at_home else fit(one, folder / f"run{k}", **options))
+        runs.append(fit(one, None if at_home else folder / f"run{k}", **options))
     model, states = MiniCLIP(config), [run.model.cpu().learned_state() for run in runs]
     model.load_learned_state({name: torch.stack([s[name] for s in states]).mean(0) for name in states[0]})
     state, histories = PartialState(), [run.history.assign(run=k) for k, run in enumerate(runs)]
@@ -238,17 +236,19 @@ def two_pass_backward(config: Config, model: MiniCLIP, image, text, mask, owner,
     size = config.train.chunk_size
     edges = torch.searchsorted(owner, torch.arange(0, len(image) + size, size, device=owner.device)).tolist()
     chunks = [(slice(i * size, (i + 1) * size), slice(*edges[i : i + 2])) for i in range(len(edges) - 1)]
-    vectors, random_states = [], []
+    vectors, random_states, generators = [], [], [torch]
+    if image.device.type != "cpu":
+        generators.append(torch.get_device_module(image.device))
     with torch.no_grad():
         for rows, texts in chunks:
-            random_states.append((torch.get_rng_state(), torch.cuda.get_rng_state_all()))  # no GPU: an empty list
+            random_states.append([generator.get_rng_state() for generator in generators])
             vectors.append(model(image[rows], text[texts], mask[texts])[:2])
     image_vectors, text_vectors = (torch.cat(part).requires_grad_() for part in zip(*vectors, strict=True))
     loss = _loss(config, image_vectors, text_vectors, model.scale(), owner, meaning)
     loss.backward()
-    for (rows, texts), state in zip(chunks, random_states, strict=True):
-        torch.set_rng_state(state[0])
-        torch.cuda.set_rng_state_all(state[1])
+    for (rows, texts), states in zip(chunks, random_states, strict=True):
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_rng_state(state)
         part = model(image[rows], text[texts], mask[texts])[:2]
         torch.autograd.backward(part, [image_vectors.grad[rows], text_vectors.grad[texts]])
     return loss.detach()

@@ -63,10 +63,10 @@ class TrunkOutputs:
         encoder = self.model.text_encoder.eval()
 
         def compute(part: Path) -> None:
-            out = np.empty((len(self.captions), encoder.dim), np.float32)
+            out = np.lib.format.open_memmap(part, "w+", np.float32, (len(self.captions), encoder.dim))
             for rows in self._by_length():
                 out[rows] = F.normalize(encoder(*encoder.prepare([self.captions[j] for j in rows])), dim=-1).cpu()
-            _save(part, out)
+            out.flush()
 
         return self._stored("meanings", self.captions, compute)
 
@@ -83,7 +83,8 @@ class TrunkOutputs:
         setting = [encoders.image, self.model.image_encoder.frozen]
         if items is self.captions:
             setting = [encoders.text, self.model.text_encoder.frozen, encoders.max_tokens]
-        setting += [self.model.config.train.precision, self._dtype]
+        weights = sorted(Path(setting[0]).glob("*.*")) if Path(setting[0]).is_dir() else []  # of a folder of one's own
+        setting += [self.model.config.train.precision, self._dtype, *map(identity, weights)]
         content = "\n".join(map(str, [*setting, *map(identity, items)]))
         key = hashlib.sha256(content.encode()).hexdigest()[:12]
         path = data_root() / "cache" / f"{self.data.name}-{self.data.split}-{kind}-{key}.npy"
@@ -120,13 +121,9 @@ class TrunkOutputs:
         if not self.model.text_encoder.locked:
             for rows in self._by_length():
                 lengths[rows] = self.model.text_encoder.prepare([self.captions[j] for j in rows])[1].sum(1).cpu()
-        _save(part, np.cumsum([0, *lengths]))
+        with open(part, "wb") as file:  # np.save would add .npy to a name
+            np.save(file, np.cumsum([0, *lengths]))
 
     def _by_length(self) -> list[np.ndarray]:
         order = np.argsort([len(text) for text in self.captions], kind="stable")  # little padding
         return [order[i : i + 128] for i in range(0, len(order), 128)]
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with open(path, "wb") as file:  # np.save would add .npy to a name
-        np.save(file, array)

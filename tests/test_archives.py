@@ -141,6 +141,18 @@ def test_coco_comes_from_its_two_official_places(tmp_path):
     assert len(load_dataset("coco", "train", root)) == 1
 
 
+def test_a_part_of_coco_is_taken_where_it_lies(tmp_path):
+    datasets = os.environ.get("MINICLIP_DATA") or Path(__file__).parents[2] / "shared" / "datasets"
+    zips = Path(datasets) / "coco"
+    if not (zips / "coco_val2017_subset.zip").exists():
+        pytest.skip(f"no {zips / 'coco_val2017_subset.zip'}: set MINICLIP_DATA to a folder that holds coco/")
+    root = mc.download("coco", tmp_path / "coco", [zips], progress=False)
+    data = {split: load_dataset("coco", split, root) for split in ("train", "dev", "test")}
+    assert {split: len(part) for split, part in data.items()} == {"train": 1378, "dev": 250, "test": 250}
+    assert sum(len(part.flat_captions) for part in data.values()) == 9393
+    assert mc.download("coco", root, progress=False) == root  # nothing left to do
+
+
 def test_the_environment_names_a_mirror(mirror, tmp_path, monkeypatch):
     monkeypatch.setenv("MINICLIP_MIRROR", str(mirror))
     monkeypatch.setenv("MINICLIP_HOME", str(tmp_path / "home"))

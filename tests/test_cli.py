@@ -5,6 +5,7 @@ import re
 import runpy
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -78,6 +79,18 @@ def test_embed_keeps_an_index_that_search_opens(run, photos, tmp_path_factory, c
     assert re.search(r"left out: Cannot read the image .*broken.jpg", said.err)
     assert f"{out}: 3 of 4 images" in said.out
     (photos / "broken.jpg").unlink()
+    stamps = {path: path.stat().st_mtime_ns for path in Path(out).glob("*.npy")}
+    assert main(embed) == 0  # nothing is new
+    assert {path: path.stat().st_mtime_ns for path in Path(out).glob("*.npy")} == stamps
+    assert f"{out}: 3 of 3 images" in capsys.readouterr().out
+    other = tmp_path_factory.mktemp("other")
+    (other / "x.png").write_bytes((photos / "0.png").read_bytes())
+    for folder, checkpoint, message in (
+        (other, str(run), f"{out} holds images of another folder ({photos}): name another --out."),
+        (photos, "flickr8k", "made with another model"),
+    ):
+        assert main(["embed", str(folder), "--out", out, "--checkpoint", checkpoint]) == 2
+        assert message in capsys.readouterr().err
     assert main(["search", "a thing on a beach", "--index", out, "--checkpoint", str(run)]) == 0
     from_index = capsys.readouterr().out
     assert main(["search", "a thing on a beach", "--images", str(photos), "--checkpoint", str(run)]) == 0
@@ -158,7 +171,7 @@ def test_a_wrong_input_is_one_line_and_status_2(arguments, message, run, photos,
     assert "Traceback" not in out + error
 
 
-@pytest.mark.parametrize("command", ["", "download", "train", "evaluate", "search", "classify", "demo"])
+@pytest.mark.parametrize("command", ["", "download", "train", "evaluate", "embed", "search", "classify", "demo"])
 def test_help_reads_well(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command.split(), "--help"])

@@ -387,10 +387,25 @@ def test_folder_without_captions(folder):
 def test_folder_with_captions(folder):
     rows = ["sub/c.jpg,A cat .", 'a.png,"A dog, ""running"" ."', "sub/c.jpg, Two cats"]
     (folder / "captions.csv").write_text("\n".join(["image,caption", *rows]), encoding="utf-8-sig")
-    data = load_dataset("folder", "any", folder)
+    data = load_dataset("folder", "all", folder)
     assert data.captions == [['A dog, "running".'], [], ["A cat.", "Two cats"]]
     assert data.owner.tolist() == [0, 2, 2]
     assert load_dataset("folder", root=folder, limit=1).captions == [['A dog, "running".']]
+
+
+def test_a_folder_with_captions_has_three_splits_that_share_nothing(tmp_path):
+    for i in range(25):
+        picture(tmp_path / f"{i:02}.png")
+    write(tmp_path / "captions.csv", "image,caption", *(f"{i:02}.png,Thing {i}" for i in range(20)))
+    parts = {split: load_dataset("folder", split, tmp_path) for split in ("train", "dev", "test")}
+    assert {split: len(data) for split, data in parts.items()} == {"train": 16, "dev": 2, "test": 2}
+    assert len({path for data in parts.values() for path in data.images}) == 20
+    for data in parts.values():
+        assert data.captions == [[f"Thing {int(path.stem)}"] for path in data.images]
+    assert len(load_dataset("folder", root=tmp_path)) == 25
+    write(tmp_path / "captions.csv", "image,caption", "01.png,Thing 1")
+    with pytest.raises(DataError, match=r"captions.csv has captions for 1 images: three splits need 3"):
+        load_dataset("folder", "train", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -578,7 +593,13 @@ def test_coco_train_trains_and_val_is_halved(tmp_path):
 def test_coco_in_karpathys_splits(tmp_path):
     splits = {"train": [1, 2], "restval": [3], "val": [4], "test": [5]}
     entries = [
-        {"filepath": "val2014", "filename": f"{i}.jpg", "split": split, "sentences": [{"raw": f"Thing {i}"}]}
+        {
+            "filepath": "val2014",
+            "filename": f"{i}.jpg",
+            "cocoid": i,
+            "split": split,
+            "sentences": [{"raw": f"Thing {i}"}],
+        }
         for split, ids in splits.items()
         for i in ids
     ]
@@ -586,8 +607,15 @@ def test_coco_in_karpathys_splits(tmp_path):
     (tmp_path / "val2014").mkdir()
     for i in range(1, 6):
         (tmp_path / "val2014" / f"{i}.jpg").touch()
-    found = {split: numbers(load_dataset("coco", split, tmp_path)) for split in ("train", "dev", "test")}
-    assert found == {"train": [1, 2, 3], "dev": [4], "test": [5]}
+    found = lambda: {split: numbers(load_dataset("coco", split, tmp_path)) for split in ("train", "dev", "test")}
+    assert found() == {"train": [1, 2, 3], "dev": [4], "test": [5]}
+    (tmp_path / "val2014").rename(tmp_path / "val2017")  # a copy of 2017 holds the same photos under other names
+    (tmp_path / "train2017").mkdir()
+    with pytest.raises(DataError, match=r"None of 3 listed images is there, the first not as .*val2014/1.jpg"):
+        found()
+    for i in range(1, 6):
+        (tmp_path / "val2017" / f"{i}.jpg").rename(tmp_path / ("train2017", "val2017")[i % 2] / f"{i:012}.jpg")
+    assert found() == {"train": [1, 2, 3], "dev": [4], "test": [5]}
 
 
 def test_coco_images_that_are_not_there_are_counted_and_left_out(tmp_path):

@@ -175,7 +175,8 @@ def test_an_index_of_another_model_is_not_taken(model, folder, embedded, monkeyp
 def test_an_interrupted_index_goes_on_where_it_was(model, tmp_path, embedded, monkeypatch):
     for i in range(40):
         Image.new("RGB", (8, 8), (5 * i, 0, 0)).save(tmp_path / f"{i:02}.png")
-    monkeypatch.setattr(mc.retrieval, "SAVE_EVERY", 0)
+    for name, value in (("SAVE_EVERY", 0), ("AT_A_TIME", 32)):
+        monkeypatch.setattr(mc.retrieval, name, value)
     counting = model.encode_image
     monkeypatch.setattr(
         model, "encode_image", lambda images, **options: counting(images, **options) if not embedded else 1 / 0

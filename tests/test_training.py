@@ -280,11 +280,11 @@ def test_the_cache_is_reused_and_stays_on_disk_when_large(few, locked, monkeypat
     assert first.images[0].dtype == np.float16
 
 
-def test_load_or_fit_trains_once(pairs):
+def test_a_run_has_a_folder_of_its_own_and_is_trained_once(pairs):
     settings = config(SMALL | {"train.epochs": 1})
-    run = training.load_or_fit(settings, train=pairs, dev=pairs)
+    run = mc.fit(settings, train=pairs, dev=pairs)
     assert run.folder == training.run_folder(settings)
-    training.load_or_fit(settings, on_epoch=lambda history: pytest.fail("trained again"))
+    mc.fit(settings, on_epoch=lambda history: pytest.fail("trained again"))
 
 
 @pytest.mark.parametrize("changes", [{"encoders.text_trainable": -1}, {"encoders.image_trainable": -1}])
