@@ -66,7 +66,9 @@ def measure(name: str) -> dict:
     if name in ("efficientnet_lite0", "minilm"):  # minutes for the others
         speeds["compiled"] = speed(torch.compile(tower), inputs)
     if torch.cuda.is_available():
-        speeds["gpu"] = speed(tower.cuda(), [x.cuda() for x in inputs])
+        speeds["gpu"] = speed(tower.cuda(), inputs := [x.cuda() for x in inputs])
+        with torch.autocast("cuda", torch.bfloat16):
+            speeds["gpu_bfloat16"] = speed(tower, inputs)
     weights, licence = WEIGHTS[name]
     return {
         "parameters": sum(p.numel() for p in tower.parameters()),

@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     say = lambda message, *_: print(f"miniclip {options.command}: {message}", file=sys.stderr)
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's, on what it will rename
             warnings.showwarning = say  # a sentence, rather than a line of our code
             options.run(options)
     except (ValueError, FileNotFoundError) as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock
@@ -30,7 +30,7 @@ from .config import Config, data_root, no_bar, set_seed, write_atomically
 from .data import CaptionedImages, load_dataset
 from .loss import contrastive_loss
 from .metrics import alignment, modality_gap, ranks_from_embeddings, summarise, uniformity
-from .model import MiniCLIP, load
+from .model import MiniCLIP, best_device, load
 from .trunk import TrunkOutputs
 
 try:
@@ -81,20 +81,21 @@ def fit(
     """
     folder, train_it = Path(folder or run_folder(config)), _soup if config.train.soup > 1 else _fit
     folder.mkdir(parents=True, exist_ok=True)
-    alone = PartialState().num_processes == 1  # processes of one run must not wait for each other
+    AcceleratorState._reset_state()  # or it would refuse another precision than that of an earlier run
+    accelerator = Accelerator(mixed_precision=config.train.precision, cpu=best_device() == "cpu")
+    progress = progress and accelerator.is_main_process
+    alone = accelerator.num_processes == 1  # processes of one run must not wait for each other
     with FileLock(folder / "lock") if alone else nullcontext():
-        return train_it(config, folder, train=train, dev=dev, cache=cache, progress=progress, on_epoch=on_epoch)
+        return train_it(config, folder, accelerator, train, dev, cache, progress, on_epoch)
 
 
-def _fit(config: Config, folder: Path, train, dev, cache, progress, on_epoch) -> Run:
+def _fit(config: Config, folder: Path, accelerator: Accelerator, train, dev, cache, progress, on_epoch) -> Run:
     history = _read_history(folder, config)
     if history and _finished(history, config):
         return Run(load(folder), folder, pd.DataFrame(history))
     source = asdict(config.data) | {"on_bad": "skip" if "folder" in config.data.name else "raise"}
     train = train or load_dataset(split="train", **source)
     dev = dev or load_dataset(split="dev", **source)
-    AcceleratorState._reset_state()  # or it would refuse another precision than that of an earlier run
-    accelerator = Accelerator(mixed_precision=config.train.precision)
     _check(config, train, accelerator)
     set_seed(config.seed)
     model = MiniCLIP(config).to(accelerator.device)
@@ -126,22 +127,22 @@ def _fit(config: Config, folder: Path, train, dev, cache, progress, on_epoch) ->
     return Run(load(folder, accelerator.device), folder, pd.DataFrame(history))
 
 
-def _soup(config: Config, folder: Path, **options) -> Run:
+def _soup(config: Config, folder: Path, accelerator: Accelerator, *options) -> Run:
     """Average the best weights of runs from one start, which lie in one valley: better than any, at the cost of one."""
     runs, first = [], config.train.shuffle * config.train.soup
     _read_history(folder, config)  # refuses a folder that holds another run
     at_home = folder == run_folder(config)  # where others look for a run, too
     for k in range(config.train.soup):
         one = config.updated(**{"train.soup": 1, "train.shuffle": first + k})
-        runs.append(fit(one, None if at_home else folder / f"run{k}", **options))
+        runs.append(fit(one, None if at_home else folder / f"run{k}", *options))
     model, states = MiniCLIP(config), [run.model.cpu().learned_state() for run in runs]
     model.load_learned_state({name: torch.stack([s[name] for s in states]).mean(0) for name in states[0]})
-    state, histories = PartialState(), [run.history.assign(run=k) for k, run in enumerate(runs)]
-    if state.is_main_process:
+    if accelerator.is_main_process:
         model.save(folder)
-        pd.concat(histories).to_csv(folder / "history.csv", index=False)
-    state.wait_for_everyone()
-    return Run(load(folder, state.device), folder, runs[0].history)
+        histories = pd.concat([run.history.assign(run=k) for k, run in enumerate(runs)])
+        histories.to_csv(folder / "history.csv", index=False)
+    accelerator.wait_for_everyone()
+    return Run(load(folder, accelerator.device), folder, runs[0].history)
 
 
 def _check(config: Config, train: CaptionedImages, accelerator: Accelerator) -> None:

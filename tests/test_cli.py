@@ -43,6 +43,23 @@ def test_train_writes_a_run_and_goes_on_from_it(run, capsys):
     assert str(run) in out
 
 
+@pytest.mark.filterwarnings("default:Left out")
+def test_a_folder_of_ones_own_trains_without_what_cannot_be_read(pairs, tmp_path, capsys):
+    rows = [(f"{i:02}.png", pairs.captions[i][0]) for i in range(20)]
+    for (name, _), picture in zip(rows, pairs.images, strict=False):
+        picture.save(tmp_path / name)
+    (tmp_path / "captions.csv").write_text("image,caption\n" + "".join(f'{n},"{text}"\n' for n, text in rows))
+    train = mc.load_dataset("folder", "train", tmp_path).images
+    train[0].write_bytes(b"no photo")
+    options = ["data.name=folder", "train.batch_size=15", "train.epochs=1"]
+    arguments = ["train", "--root", str(tmp_path), *(word for item in options for word in ("--set", item))]
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    assert f"Left out 1 of 16 images of 'folder':\n  Cannot read the image {train[0]}" in capsys.readouterr().err
+    evaluate = ["evaluate", "--data", "folder", "--root", str(tmp_path), "--checkpoint", str(tmp_path / "run")]
+    assert main([*evaluate, "--split", "test"]) == 0
+    assert "2 images, 2 captions" in capsys.readouterr().out
+
+
 def test_evaluate_prints_and_writes_what_the_library_measures(run, capsys, tmp_path):
     arguments = ["evaluate", "--data", "sample", "--checkpoint", str(run), "--limit", "20"]
     assert main([*arguments, "--json", str(tmp_path / "numbers.json")]) == 0

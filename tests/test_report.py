@@ -104,7 +104,7 @@ def test_what_is_committed_is_what_would_be_built(built, name):
         (("flickr8k", "04_retrieval", "trained", "image_to_text", "R@1"), 0.98765, "98.8"),
         (("flickr8k", "05_zero_shot", "cifar10", "all_images", "top1"), 0.87654, "87.7"),
         (("flickr8k", "06_embedding", "human", "expert", "tau"), 0.76543, "76.5"),
-        (("benchmarks", "cross", "coco", "flickr8k", "dev", "scores", "mean_recall"), 0.65432, "65.4"),
+        (("benchmarks", "cross", "models", "coco", "flickr8k", "dev", "scores", "mean_recall"), 0.65432, "65.4"),
         (("flickr8k", "01_data", "vocabulary", "size"), 43219, "43,219"),
     ],
 )

@@ -113,17 +113,21 @@ def test_chunked_gradients_are_the_whole_batchs(name, per_image, soft):
 
 
 def test_chunks_replay_their_dropout(few):
-    settings = config(TUNED | {"train.chunk_size": 8, "heads.dropout": 0.5})
+    """Each chunk draws again what it drew when the vectors were computed, in the heads and in the text tower."""
+    settings = config(TUNED | {"train.chunk_size": 3, "heads.dropout": 0.5, "train.tower_dropout": 0.3})
     model = mc.MiniCLIP(settings).train()
     outputs = TrunkOutputs(model, few, cache=False)
-    batch = outputs.image_batch(np.arange(8)), *outputs.text_batch(np.arange(8))
+    image, (text, mask), owner = outputs.image_batch(np.arange(8)), outputs.text_batch(np.arange(8)), torch.arange(8)
     torch.manual_seed(3)
-    mc.contrastive_loss("infonce", *model(*batch)).backward()
-    gradient = model.image_head.project.weight.grad.clone()
+    parts = [model(image[i : i + 3], text[i : i + 3], mask[i : i + 3])[:2] for i in (0, 3, 6)]  # with a graph, at once
+    whole = mc.contrastive_loss("infonce", *(torch.cat(side) for side in zip(*parts, strict=True)), model.scale())
+    whole.backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     torch.manual_seed(3)
-    two_pass_backward(settings, model, *batch, torch.arange(8))
-    assert torch.allclose(model.image_head.project.weight.grad, gradient, atol=1e-5)
+    assert two_pass_backward(settings, model, image, text, mask, owner).item() == pytest.approx(whole.item(), abs=1e-5)
+    for name, gradient in gradients.items():
+        assert torch.allclose(model.get_parameter(name).grad, gradient, atol=1e-5), name
 
 
 def test_a_soup_is_the_mean_of_runs_from_one_start(few, tmp_path):
@@ -370,8 +374,8 @@ def test_two_processes_have_the_gradients_of_one_with_twice_the_batch(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_of_twice_the_batch(pairs, tmp_path):
-    """``torchrun`` and all: the same losses and weights, the dev split measured once, one writer."""
-    tuned = {"encoders.image_trainable": 1, "encoders.text_trainable": 1}
+    """``torchrun`` and all: the same losses, dev recalls over the whole split, and weights; one process reports."""
+    tuned = {"encoders.image_trainable": 1, "encoders.text_trainable": -1}
     plain = {"heads.dropout": 0.0, "train.cache_dtype": "float32", "train.batch_size": 16, "train.epochs": 2}
     settings = mc.Config().updated(**tuned, **plain, **{"data.limit": 32, "train.average": 0.5})
     arguments = [f"--set={name}={json.dumps(value)}" for name, value in settings.flat().items() if value is not None]
@@ -390,6 +394,7 @@ def test_two_processes_train_as_one_of_twice_the_batch(pairs, tmp_path):
     one = mc.fit(settings, tmp_path / "one")
     two = pd.read_csv(tmp_path / "two" / "history.csv")
     assert two["loss"].tolist() == pytest.approx(one.history["loss"].tolist(), abs=1e-4)
+    assert two["dev_mean_recall"].tolist() == pytest.approx(one.history["dev_mean_recall"].tolist(), abs=0.02)
     assert two["logit_scale"].tolist() == pytest.approx(one.history["logit_scale"].tolist(), abs=1e-4)
     for name, tensor in mc.load(tmp_path / "two").learned_state().items():
         assert torch.allclose(tensor, one.model.learned_state()[name], atol=2e-3), name
