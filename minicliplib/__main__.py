@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 from .archives import ARCHIVES, download
 from .config import PRESETS, preset
-from .data import DATASETS, load_dataset, split_to_show
+from .data import DATASETS, CaptionedImages, load_dataset, without_unreadable
 from .images import image_files
 from .labelled import load_labelled
 from .metrics import classification
@@ -66,7 +66,8 @@ def _train(options) -> None:
 
 
 def _evaluate(options) -> None:
-    data = load_dataset(options.data, options.split or split_to_show(options.data), options.root, options.limit)
+    on_bad = "skip" if options.data == "folder" else "raise"
+    data = load_dataset(options.data, options.split or "test", options.root, options.limit, on_bad)
     report = evaluate(load(options.checkpoint), data, progress=True)
     print(f"\n{options.checkpoint} on {data.name} {data.split}: {table(report)}")
     if options.json:
@@ -86,14 +87,26 @@ def table(report: dict) -> str:
 
 def _embed(options) -> None:
     paths, model, started = image_files(options.folder), load(options.checkpoint), time.monotonic()
-    if (Path(options.out) / "index.json").exists():
-        there = [path_of(name) for name in Index.load(options.out, model).names["images"]]
-        if there and not any(path.is_relative_to(Path(options.folder).resolve()) for path in there):
-            raise ValueError(f"{options.out} holds images of another folder ({there[0].parent}): name another --out.")
+    _refuse_another(options.out, Path(options.folder).resolve())
     index, faults = stored_index(model, paths, [], options.out, progress=True)
     for fault in faults:
         print(f"left out: {fault}", file=sys.stderr)
     print(f"{options.out}: {len(index):,} of {len(paths):,} images, in {time.monotonic() - started:.0f} s")
+
+
+def _refuse_another(out: str, folder: Path) -> None:
+    """Raise ValueError where an index of other images lies already: they would be lost from it."""
+    try:
+        images = Index.load(out).names["images"]
+    except ValueError:  # there is none yet, or not a whole one
+        return
+    if strangers := [path for path in map(path_of, images) if not path.is_relative_to(folder)]:
+        raise ValueError(f"{out} holds images of another folder ({strangers[0].parent}): name another --out.")
+
+
+def _readable_files(folder: str) -> list[Path]:
+    paths = image_files(folder)
+    return without_unreadable(CaptionedImages("folder", "all", paths, [[] for _ in paths])).images
 
 
 def _search(options) -> None:
@@ -102,9 +115,8 @@ def _search(options) -> None:
         index = Index.load(options.index, model)
         index.names["images"] = [path_of(name) for name in index.names["images"]]
     else:
-        data = (options.data, options.split or split_to_show(options.data), options.root)
-        data = ("folder", "all", options.images, None, "skip") if options.images else data
-        images = load_dataset(*data).images
+        data = (options.data, options.split or ("all" if options.data == "folder" else "test"), options.root)
+        images = _readable_files(options.images) if options.images else load_dataset(*data).images
         index = Index(model).add_images(images, progress=True)
     query = Path(options.query) if options.by_image else options.query
     for name, score in index.search(query, k=min(5, len(index)) if options.k is None else options.k):
@@ -117,8 +129,7 @@ def _classify(options) -> None:
     if not options.labels:
         return _classify_labelled(load_labelled(options.images[0], options.root), model, templates)
     classifier = ZeroShotClassifier(model, options.labels.split(","), templates)
-    readable = lambda folder: load_dataset("folder", root=folder, on_bad="skip").images
-    folders = (readable(name) if Path(name).is_dir() else [name] for name in options.images)
+    folders = (_readable_files(name) if Path(name).is_dir() else [name] for name in options.images)
     images = list(chain.from_iterable(folders))
     for image, found in zip(images, classifier.predict(images, options.k), strict=True):
         print(f"{image}: " + ", ".join(f"{label} {probability:.0%}" for label, probability in found))
@@ -164,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def model_and_split(sub: argparse.ArgumentParser) -> None:
         checkpoint(sub)
-        sub.add_argument("--split", help="split of the dataset (default: test; of a folder, all)")
+        sub.add_argument("--split", help="split of the dataset (default: test; search takes all of a folder)")
 
     sub = command("download", _download, "fetch, verify and unpack a dataset")
     sub.add_argument("dataset", help=", ".join(ARCHIVES))

@@ -64,7 +64,7 @@ def _fault(name: str, root: Path) -> DataError | None:
         if name in LABELLED:
             load_labelled(name, root)
         else:
-            for split in DATASETS[name].splits:
+            for split in DATASETS[name][1]:
                 load_dataset(name, split, root)
     except DataError as error:
         return error

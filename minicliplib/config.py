@@ -129,7 +129,7 @@ class Config:
 
     def digest(self) -> str:
         """Return eight hex digits that name this config; only for your own folder does it matter where data lie."""
-        place = str(self.data.root) if self.data.name == "folder" else ""
+        place = str(Path(self.data.root or "").resolve()) if "folder" in self.data.name.split("+") else ""
         return hashlib.sha256((json.dumps(self.to_dict(), sort_keys=True) + place).encode()).hexdigest()[:8]
 
 

@@ -1,6 +1,7 @@
 """Pictures and their captions: to add a dataset, write its loader and give it a line in ``DATASETS``."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -71,22 +72,17 @@ def load_dataset(
         return CaptionedImages(name, parts[0].split, images, captions)
     if name not in DATASETS:
         raise DataError(f"Unknown dataset {name!r}. Known: {', '.join(DATASETS)}.")
-    source = DATASETS[name]
-    split = split or source.splits[0]
-    if split not in source.splits and source.splits != ("all",):
-        raise DataError(f"{name!r} has no split {split!r}. Known: {', '.join(source.splits)}.")
+    load, splits = DATASETS[name]
+    split = split or splits[0]
+    if split not in splits and splits != ("all",):
+        raise DataError(f"{name!r} has no split {split!r}. Known: {', '.join(splits)}.")
     if on_bad not in ("raise", "skip"):
         raise DataError(f"on_bad={on_bad!r} is not a choice. Known: raise, skip.")
     if limit is not None and limit < 1:
         raise DataError(f"limit={limit} leaves no image: give 1 or more, or None for all.")
     root = Path(root).expanduser() if root else data_root() / name
-    data = source.load(root, split, limit)
-    return _without_unreadable(data) if on_bad == "skip" else data
-
-
-def split_to_show(name: str) -> str:
-    """Return the split to search or to evaluate on: the test split, of a folder everything."""
-    return "all" if name == "folder" else "test"
+    data = load(root, split, limit)
+    return without_unreadable(data) if on_bad == "skip" else data
 
 
 # ---- captions --------------------------------------------------------------------------------------
@@ -110,7 +106,8 @@ def _caption(text: str | None, where: str) -> str:
     return cleaned
 
 
-def _without_unreadable(data: CaptionedImages) -> CaptionedImages:
+def without_unreadable(data: CaptionedImages) -> CaptionedImages:
+    """Leave out, with a warning that names and counts them, the images that cannot be read."""
     good, faults = readable(data.images)
     if not good:
         raise DataError(f"No image of {data.name!r} can be read, of {len(data)}. The first: {faults[0]}")
@@ -147,7 +144,7 @@ def _load_photos(root: Path, split: str, limit: int | None) -> CaptionedImages:
 
 
 def _load_folder(root: Path, split: str, limit: int | None) -> CaptionedImages:
-    """All images; or of those with captions a tenth each for dev and test, by a fixed seed, and the rest for train."""
+    """All images; or of those with captions a tenth each for dev and test, by their names, and the rest for train."""
     images = image_files(root)
     captions, table = {image.relative_to(root).as_posix(): [] for image in images}, root / "captions.csv"
     for where, name, text in _csv_rows(table) if table.exists() else ():
@@ -157,18 +154,22 @@ def _load_folder(root: Path, split: str, limit: int | None) -> CaptionedImages:
     pairs = list(zip(images, captions.values(), strict=True))
     if split != "all":
         pairs = [(image, texts) for image, texts in pairs if texts]
-        if len(pairs) < 3:
-            raise DataError(f"{table} has captions for {len(pairs)} images: three splits need 3 or more.")
-        pairs = _drawn(pairs, split, max(1, len(pairs) // 10))
+        if len(pairs) < 6:
+            raise DataError(f"{table} has captions for {len(pairs)} images: three splits need 6 or more.")
+        pairs = _drawn_by_name(pairs, split)
     images, texts = ([pair[part] for pair in pairs[:limit]] for part in (0, 1))
     return CaptionedImages("folder", split, images, texts)
 
 
-def _drawn(pairs: list, split: str, size: int) -> list:
-    """Cut pairs by a fixed seed into ``size`` each for test and dev, and the rest for train."""
-    order = np.random.default_rng(0).permutation(len(pairs))
-    rows = {"test": order[:size], "dev": order[size : 2 * size], "train": order[2 * size :]}[split]
-    return [pairs[row] for row in sorted(rows)]
+def _drawn_by_name(pairs: list, split: str) -> list:
+    """Give each pair a number from its file's name: the lowest tenth is for test, the highest for dev.
+
+    So an image stays in its split while a folder grows.
+    """
+    number = lambda pair: int(hashlib.sha256(pair[0].name.encode()).hexdigest()[:8], 16) / 2**32
+    ordered = sorted(pairs, key=number)
+    low, high = (max(2, sum(map(chosen, map(number, pairs)))) for chosen in ((0.1).__gt__, (0.9).__lt__))
+    return sorted({"test": ordered[:low], "dev": ordered[-high:], "train": ordered[low:-high]}[split])
 
 
 def _load_flickr8k(root: Path, split: str, limit: int | None) -> CaptionedImages:
@@ -198,15 +199,17 @@ def _load_coco(root: Path, split: str, limit: int | None) -> CaptionedImages:
         entries = [entry for entry in _json(karpathy)["images"] if entry["split"] in wanted]
         texts = [[sentence["raw"] for sentence in entry["sentences"]] for entry in entries]
         paths = [root / entry["filepath"] / entry["filename"] for entry in entries]
-        if train and val:  # the same photos as they are called since 2017
-            there = {name: folder / name for folder in (train, val) for name in os.listdir(folder)}
+        if train or val:  # the same photos as they are called since 2017
+            there = {name: folder / name for folder in (train, val) if folder for name in os.listdir(folder)}
             paths = [there.get(f"{entry['cocoid']:012}.jpg", path) for entry, path in zip(entries, paths, strict=True)]
         pairs = _present(list(zip(paths, texts, strict=True)))
     elif split == "train" and train:
         pairs = _present(_official_pairs(root, train))
     elif val:
         pairs = _present(_official_pairs(root, val))
-        pairs = _drawn(pairs, split, len(pairs) // 2 if train else 250)
+        order, size = np.random.default_rng(0).permutation(len(pairs)), len(pairs) // 2 if train else 250
+        rows = {"test": order[:size], "dev": order[size : 2 * size], "train": order[2 * size :]}[split]
+        pairs = [pairs[row] for row in sorted(rows)]
     else:
         raise DataError(f"MS COCO is not complete in {root}: no folder val2017. {GET_COCO}")
     pairs = pairs[:limit]
@@ -230,7 +233,8 @@ def _present(pairs: list[tuple[Path, list[str]]]) -> list[tuple[Path, list[str]]
     there = {folder: set(os.listdir(folder)) for folder in {path.parent for path, _ in pairs} if folder.is_dir()}
     found = [(path, texts) for path, texts in pairs if path.name in there.get(path.parent, ())]
     if not found:
-        raise DataError(f"None of {len(pairs):,} listed images is there, the first not as {pairs[0][0]}. {GET_COCO}")
+        first = f", the first not as {pairs[0][0]}" if pairs else ""
+        raise DataError(f"None of {len(pairs):,} listed images is there{first}. {GET_COCO}")
     if missing := len(pairs) - len(found):
         warnings.warn(f"{missing:,} of {len(pairs):,} listed images are not there and left out.", stacklevel=4)
     return found
@@ -323,18 +327,11 @@ def _read(path: Path) -> str:
         raise DataError(f"{path} is not UTF-8 text: save it as 'CSV UTF-8'.") from error
 
 
-@dataclass(frozen=True)
-class Source:
-    """What is known of a dataset: its loader, and its splits, the default first ("all" alone: it has none)."""
-
-    load: Callable[[Path, str, int | None], CaptionedImages]
-    splits: tuple[str, ...] = ("all",)
-
-
-DATASETS = {
-    "sample": Source(_load_sample, tuple(SIZES)),
-    "flickr8k": Source(_load_flickr8k, ("train", "dev", "test")),
-    "coco": Source(_load_coco, ("train", "dev", "test")),
-    "folder": Source(_load_folder, ("all", "train", "dev", "test")),
-    "photos": Source(_load_photos),
+# By name: the loader, and the splits, the default first; "all" alone: there are none.
+DATASETS: dict[str, tuple[Callable[[Path, str, int | None], CaptionedImages], tuple[str, ...]]] = {
+    "sample": (_load_sample, tuple(SIZES)),
+    "flickr8k": (_load_flickr8k, ("train", "dev", "test")),
+    "coco": (_load_coco, ("train", "dev", "test")),
+    "folder": (_load_folder, ("all", "train", "dev", "test")),
+    "photos": (_load_photos, ("all",)),
 }

@@ -22,7 +22,7 @@ from gradio.events import Dependency
 from PIL import Image
 
 from .config import data_root
-from .data import CaptionedImages, load_dataset, split_to_show
+from .data import CaptionedImages, load_dataset
 from .encoders import ImageLike
 from .explain import overlay, relevance_map
 from .images import EXTENSIONS, DataError, load_image
@@ -52,7 +52,7 @@ MOST_RESULTS, MOST_PROMPTS, MOST_MEGABYTES = 24, 2000, 20
 def collection(name: str | None = None, root: str | Path | None = None) -> CaptionedImages:
     """Load what to search: a dataset by name, or else Flickr8k where it is there, or else the free pictures."""
     try:
-        return load_dataset(name or "flickr8k", split_to_show(name), root)
+        return load_dataset(name or "flickr8k", "all" if name == "folder" else "test", root)
     except DataError:
         if name:
             raise

@@ -87,8 +87,7 @@ class Encoder(nn.Module):
 
     def run(self, x: Tensor, mask: Tensor | None = None, start: int = 0, stop: int | None = None) -> Tensor:
         """Run stages ``start`` to ``stop``: the input (B, ...) or a hidden state in, a hidden state out."""
-        mixed = torch.autocast(x.device.type, self.precision) if self.precision else nullcontext()
-        with mixed:
+        with torch.autocast(x.device.type, self.precision) if self.precision else nullcontext():
             for _, steps in self.stages[start:stop]:
                 for step in steps:
                     x = self._step(step, x, mask)

@@ -27,17 +27,18 @@ class EngineIndex(Index):
 
     def __init__(self, uri, model=None, **options):
         """Open or start the index at `uri`, a folder or an address; the options (keys, region) go to LanceDB."""
-        self.model = model
+        self.model, self._opened = model, {}
         self.engine = lancedb.connect(str(uri), **{"read_consistency_interval": timedelta(0)} | options)
         for table in self._tables().values():
             check_maker(uri, model, (table.schema.metadata or {}).get(b"model", b"").decode() or None)
 
     def _tables(self):
-        tables = {}
+        """The tables that are there, opened once; each answers with what all clients have added."""
         for kind in KINDS:
-            with suppress(ValueError):  # there is none yet
-                tables[kind] = self.engine.open_table(kind)
-        return tables
+            if kind not in self._opened:
+                with suppress(ValueError):  # there is none yet
+                    self._opened[kind] = self.engine.open_table(kind)
+        return self._opened
 
     @property
     def names(self):
@@ -55,25 +56,27 @@ class EngineIndex(Index):
         return {kind: SimpleNamespace(shape=(t.count_rows(), width(t))) for kind, t in self._tables().items()}
 
     def _size(self, kind):
-        return self.vectors[kind].shape[0] if kind in self.vectors else 0
+        return self._tables()[kind].count_rows() if kind in self._tables() else 0
 
     def _append(self, kind, vectors, names):
         """Send (n, dim) vectors to the engine; a name that another client adds at the same time is in once."""
+        key = pa.field("name", pa.string(), nullable=False, metadata={"lance-schema:unenforced-primary-key": "true"})
+        fields = [key, pa.field("vector", pa.list_(pa.float32(), vectors.shape[1]))]
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-        rows = pa.table({"name": [json.dumps(name, default=to_json) for name in names], "vector": vectors})
-        schema = rows.schema.with_metadata({"model": made_by(self.model) or ""})
-        table = self.engine.create_table(kind, schema=schema, exist_ok=True)
-        table.merge_insert("name").when_not_matched_insert_all().execute(rows)
+        rows = [pa.array([json.dumps(name, default=to_json) for name in names]), vectors]
+        rows = pa.table(rows, pa.schema(fields, {"model": made_by(self.model) or ""}))
+        if kind not in self._tables():
+            with suppress(ValueError):  # another client was quicker
+                self.engine.create_table(kind, schema=rows.schema)
+        self._tables()[kind].merge_insert("name").when_not_matched_insert_all().execute(rows)
 
     def search_vectors(self, vectors, k=5, among="images"):
         """Find the top `k` of (q, dim) unit vectors: scores and names, both (q, k)."""
         self._check(among, k)
         scores, names = np.empty((len(vectors), k), np.float32), np.empty((len(vectors), k), object)
-        table = self.engine.open_table(among)
+        table = self._tables()[among]
         for i, query in enumerate(self._checked(vectors)):
-            nearest = (
-                table.search(query).distance_type("dot").minimum_nprobes(20).maximum_nprobes(0)
-            )  # until k are found
+            nearest = table.search(query).distance_type("dot").maximum_nprobes(0)  # as many clusters as k takes
             found = nearest.limit(k).select(["name", "_distance"]).to_arrow()
             scores[i] = 1 - found["_distance"].to_numpy()
             names[i] = [json.loads(name, object_hook=from_json) for name in found["name"].to_pylist()]
@@ -85,7 +88,7 @@ class EngineIndex(Index):
     def approximate(self, kind="images", **options):
         """Cluster the vectors (LanceDB's IvfFlat, which takes the options): a search then reads the nearest only."""
         index = IvfFlat(distance_type="dot", **options)
-        self.engine.open_table(kind).create_index("vector", config=index, replace=True)
+        self._tables()[kind].create_index("vector", config=index, replace=True)
 
     def save(self, *_):
         """Do nothing: the engine has kept every vector since it was added."""

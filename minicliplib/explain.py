@@ -196,7 +196,7 @@ def _rollout(model: MiniCLIP, pixels: Tensor, vector: Tensor) -> Tensor:
             attention.fused_attn = was
     rollout = torch.eye(seen[0].shape[-1], device=vector.device)
     for weights, gradient in zip(seen, gradients, strict=True):
-        rollout = rollout + (weights * gradient).relu().mean((0, 1)).detach() @ rollout
+        rollout = rollout + (weights * gradient).float().relu().mean((0, 1)).detach() @ rollout
     first = vit.num_prefix_tokens
     patches = (rollout[:1] if vit.global_pool == "token" else rollout[first:]).mean(0)[first:]
     return _enlarged((patches - patches.min()).view(vit.patch_embed.grid_size), model.image_encoder.size)

@@ -12,9 +12,7 @@ from PIL import Image
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")  # Pillow's names: it shall try no rarer decoder on a file
 # What turns a picture upright, by EXIF's orientation. ImageOps.exif_transpose rewrites all tags, and fails on odd ones.
-ORIENTATION, TURN = 0x0112, Image.Transpose
-UPRIGHT = {2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE}
-UPRIGHT |= {6: TURN.ROTATE_270, 7: TURN.TRANSVERSE, 8: TURN.ROTATE_90}
+UPRIGHT = dict(zip(range(2, 9), (Image.Transpose(i) for i in (0, 3, 1, 5, 4, 6, 2)), strict=True))
 
 
 class DataError(ValueError):
@@ -39,10 +37,11 @@ def load_image(source: str | Path | Image.Image, hint: int | None = None) -> Ima
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if turn := UPRIGHT.get(image.getexif().get(ORIENTATION)):
+    image.load()  # which turns a TIFF
+    if (turn := UPRIGHT.get(image.getexif().get(0x0112))) is not None:
         image = image.transpose(turn)
     if image.mode[0] in "IF":  # 16 or 32 bits a pixel, which Pillow would clip at 255, not scale
-        values = np.asarray(image, np.float32)
+        values = np.nan_to_num(np.asarray(image, np.float32))
         most = 65535 if image.mode.startswith("I;16") else max(values.max(), 1e-9)
         image = Image.fromarray((values * (255 / most)).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:

@@ -9,6 +9,7 @@ Scores are cosine similarities: every vector has length 1.
 
 import contextlib
 import json
+import re
 import time
 from pathlib import Path
 from typing import Self
@@ -235,11 +236,11 @@ def stored_index(model, images, captions, folder: str | Path, progress=False, **
 
     In the index an image goes by its position in `images`, and one that cannot be read is left out: a sentence on each
     of those is returned, too. In the folder it goes by what `identity` tells of it (`path_of` leads back to the file).
-    The options go to `encode_image`. Saves as it goes: an interruption loses half a minute.
+    The options go to `encode_image`. Saves as it goes: an interruption loses about half a minute. Of two calls for one
+    folder the second waits, and finds what the first has embedded.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):  # of two calls, the second finds what the first has embedded
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with FileLock(Path(folder) / "lock"):
         return _stored_index(model, images, captions, folder, progress, **options)
 
 
@@ -287,7 +288,7 @@ def _identity(image):
 
 def path_of(name: str | Path) -> Path:
     """Return the file behind the name of an image in a stored index; in the folder of one: path, size and time."""
-    return name if isinstance(name, Path) else Path(name.rsplit(" ", 2)[0])
+    return Path(re.sub(r" \d+ \d+$", "", str(name)))
 
 
 def evaluate(model, data, progress: bool = False) -> dict:

@@ -7,6 +7,7 @@ A run is a folder: ``config.json`` + ``model.safetensors`` (the best epoch by de
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -79,13 +80,12 @@ def fit(
         ValueError: a setting does not fit the data or is unknown, or the folder holds another run.
 
     """
-    folder, train_it = Path(folder or run_folder(config)), _soup if config.train.soup > 1 else _fit
+    folder, alone = Path(folder or run_folder(config)), os.environ.get("WORLD_SIZE", "1") == "1"
     folder.mkdir(parents=True, exist_ok=True)
-    AcceleratorState._reset_state()  # or it would refuse another precision than that of an earlier run
-    accelerator = Accelerator(mixed_precision=config.train.precision, cpu=best_device() == "cpu")
-    progress = progress and accelerator.is_main_process
-    alone = accelerator.num_processes == 1  # processes of one run must not wait for each other
-    with FileLock(folder / "lock") if alone else nullcontext():
+    with FileLock(folder / "lock") if alone else nullcontext():  # processes of one run must not wait for each other
+        AcceleratorState._reset_state()  # or it would refuse another precision than that of an earlier run
+        accelerator = Accelerator(mixed_precision=config.train.precision, cpu=best_device() == "cpu")
+        train_it, progress = _soup if config.train.soup > 1 else _fit, progress and accelerator.is_main_process
         return train_it(config, folder, accelerator, train, dev, cache, progress, on_epoch)
 
 
@@ -93,7 +93,7 @@ def _fit(config: Config, folder: Path, accelerator: Accelerator, train, dev, cac
     history = _read_history(folder, config)
     if history and _finished(history, config):
         return Run(load(folder), folder, pd.DataFrame(history))
-    source = asdict(config.data) | {"on_bad": "skip" if "folder" in config.data.name else "raise"}
+    source = asdict(config.data) | {"on_bad": "skip" if "folder" in config.data.name.split("+") else "raise"}
     train = train or load_dataset(split="train", **source)
     dev = dev or load_dataset(split="dev", **source)
     _check(config, train, accelerator)
@@ -103,9 +103,9 @@ def _fit(config: Config, folder: Path, accelerator: Accelerator, train, dev, cac
     dev_outputs = TrunkOutputs(model, dev, 1, cache, progress)
     if history:
         learner.load_state(folder / "state.safetensors", len(history))
-    steps = {"total": config.train.epochs * learner.steps, "initial": len(history) * learner.steps}
     try:
-        with tqdm(**steps, disable=no_bar(progress)) as bar:
+        total = config.train.epochs * learner.steps
+        with tqdm(total=total, initial=learner.step, disable=no_bar(progress)) as bar:
             while not _finished(history, config):
                 row = learner.train_epoch(len(history), bar, max((r["dev_mean_recall"] for r in history), default=0))
                 with learner.averaged_weights():
@@ -189,14 +189,15 @@ def _finished(history: list[dict], config: Config) -> bool:
 
 
 def _read_history(folder: Path, config: Config) -> list[dict]:
-    state = folder / "state.safetensors"
-    if not state.exists():
+    """Return the rows so far, none of a soup; refuse a folder that holds a run of another config."""
+    made, state = folder / "config.json", folder / "state.safetensors"
+    if not made.exists():
         return []
-    with safe_open(state, "pt") as file:
-        record = file.metadata()
-    if record["digest"] != config.digest():
+    record = safe_open(state, "pt").metadata() if state.exists() else {}
+    own = Config.from_dict(json.loads(made.read_text())["config"]).to_dict() == config.to_dict()
+    if not own or record.get("digest", config.digest()) != config.digest():
         raise ValueError(f"{folder} holds a run of another config: name another folder, or delete this one.")
-    return json.loads(record["history"])
+    return json.loads(record.get("history", "[]"))
 
 
 def epoch_batches(config: Config, outputs: TrunkOutputs, epoch: int) -> Iterator[tuple[np.ndarray, ...]]:

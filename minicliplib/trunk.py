@@ -121,8 +121,7 @@ class TrunkOutputs:
         if not self.model.text_encoder.locked:
             for rows in self._by_length():
                 lengths[rows] = self.model.text_encoder.prepare([self.captions[j] for j in rows])[1].sum(1).cpu()
-        with open(part, "wb") as file:  # np.save would add .npy to a name
-            np.save(file, np.cumsum([0, *lengths]))
+        np.lib.format.open_memmap(part, "w+", np.int64, (len(lengths) + 1,))[:] = np.cumsum([0, *lengths])
 
     def _by_length(self) -> list[np.ndarray]:
         order = np.argsort([len(text) for text in self.captions], kind="stable")  # little padding

@@ -51,13 +51,15 @@ def test_a_folder_of_ones_own_trains_without_what_cannot_be_read(pairs, tmp_path
     (tmp_path / "captions.csv").write_text("image,caption\n" + "".join(f'{n},"{text}"\n' for n, text in rows))
     train = mc.load_dataset("folder", "train", tmp_path).images
     train[0].write_bytes(b"no photo")
-    options = ["data.name=folder", "train.batch_size=15", "train.epochs=1"]
+    options = ["data.name=folder", f"train.batch_size={len(train) - 1}", "train.epochs=1"]
     arguments = ["train", "--root", str(tmp_path), *(word for item in options for word in ("--set", item))]
     assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
-    assert f"Left out 1 of 16 images of 'folder':\n  Cannot read the image {train[0]}" in capsys.readouterr().err
+    said = f"Left out 1 of {len(train)} images of 'folder':\n  Cannot read the image {train[0]}"
+    assert said in capsys.readouterr().err
     evaluate = ["evaluate", "--data", "folder", "--root", str(tmp_path), "--checkpoint", str(tmp_path / "run")]
-    assert main([*evaluate, "--split", "test"]) == 0
-    assert "2 images, 2 captions" in capsys.readouterr().out
+    test = len(mc.load_dataset("folder", "test", tmp_path))
+    assert main(evaluate) == 0
+    assert f"{test} images, {test} captions" in capsys.readouterr().out
 
 
 def test_evaluate_prints_and_writes_what_the_library_measures(run, capsys, tmp_path):
@@ -102,12 +104,8 @@ def test_embed_keeps_an_index_that_search_opens(run, photos, tmp_path_factory, c
     assert f"{out}: 3 of 3 images" in capsys.readouterr().out
     other = tmp_path_factory.mktemp("other")
     (other / "x.png").write_bytes((photos / "0.png").read_bytes())
-    for folder, checkpoint, message in (
-        (other, str(run), f"{out} holds images of another folder ({photos}): name another --out."),
-        (photos, "flickr8k", "made with another model"),
-    ):
-        assert main(["embed", str(folder), "--out", out, "--checkpoint", checkpoint]) == 2
-        assert message in capsys.readouterr().err
+    assert main(["embed", str(other), "--out", out, "--checkpoint", str(run)]) == 2
+    assert f"{out} holds images of another folder ({photos}): name another --out." in capsys.readouterr().err
     assert main(["search", "a thing on a beach", "--index", out, "--checkpoint", str(run)]) == 0
     from_index = capsys.readouterr().out
     assert main(["search", "a thing on a beach", "--images", str(photos), "--checkpoint", str(run)]) == 0

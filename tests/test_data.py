@@ -172,14 +172,16 @@ def test_first_frame_of_a_gif(tmp_path):
 
 
 @pytest.mark.parametrize("hint", [None, 20])
-@pytest.mark.parametrize("file", ["turned.png", "turned.jpg"])
+@pytest.mark.parametrize("file", ["turned.png", "turned.jpg", "turned.tif"])
 def test_exif_rotation_is_applied(tmp_path, file, hint):
     image = Image.new("RGB", (200, 100), "white")
     image.paste("black", (0, 0, 100, 100))
     turn = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)  # clockwise: what is stored on the left belongs on top
     odd = struct.pack("<HHI4s", 0x0100, 2, 4, b"big")  # a width in words, on which ImageOps.exif_transpose fails
     tags = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + odd + turn + bytes(4)
-    image.save(tmp_path / file, exif=tags)
+    only_turned = Image.Exif()
+    only_turned[0x0112] = 6
+    image.save(tmp_path / file, exif=only_turned if file.endswith("tif") else tags)
     upright = load_image(tmp_path / file, hint)
     assert upright.size == ((25, 50) if hint and file.endswith("jpg") else (100, 200))
     assert (upright.getpixel((5, 2)), upright.getpixel((5, 47 * upright.height // 50))) == ((0,) * 3, (255,) * 3)
@@ -263,7 +265,7 @@ def test_sample_needs_no_download():
     assert load_image(data.images[2]).mode == "RGB"
     again = load_dataset("sample", "dev", limit=2)
     assert again.captions == data.captions[:2]
-    assert DATASETS["sample"].splits == ("train", "dev", "test", "unseen")
+    assert DATASETS["sample"][1] == ("train", "dev", "test", "unseen")
 
 
 def test_root_defaults_to_the_data_folder(tmp_path, monkeypatch):
@@ -394,17 +396,21 @@ def test_folder_with_captions(folder):
 
 
 def test_a_folder_with_captions_has_three_splits_that_share_nothing(tmp_path):
-    for i in range(25):
+    for i in range(90):
         picture(tmp_path / f"{i:02}.png")
-    write(tmp_path / "captions.csv", "image,caption", *(f"{i:02}.png,Thing {i}" for i in range(20)))
-    parts = {split: load_dataset("folder", split, tmp_path) for split in ("train", "dev", "test")}
-    assert {split: len(data) for split, data in parts.items()} == {"train": 16, "dev": 2, "test": 2}
-    assert len({path for data in parts.values() for path in data.images}) == 20
+    write(tmp_path / "captions.csv", "image,caption", *(f"{i:02}.png,Thing {i}" for i in range(70)))
+    load = lambda: {split: load_dataset("folder", split, tmp_path) for split in ("train", "dev", "test")}
+    parts = load()
+    assert sum(map(len, parts.values())) == len({path for data in parts.values() for path in data.images}) == 70
+    assert min(map(len, parts.values())) > 0
     for data in parts.values():
         assert data.captions == [[f"Thing {int(path.stem)}"] for path in data.images]
-    assert len(load_dataset("folder", root=tmp_path)) == 25
+    assert len(load_dataset("folder", root=tmp_path)) == 90
+    write(tmp_path / "captions.csv", "image,caption", *(f"{i:02}.png,Thing {i}" for i in range(90)))
+    for split, data in load().items():  # an image keeps its split while the folder grows
+        assert {*parts[split].images} <= {*data.images}
     write(tmp_path / "captions.csv", "image,caption", "01.png,Thing 1")
-    with pytest.raises(DataError, match=r"captions.csv has captions for 1 images: three splits need 3"):
+    with pytest.raises(DataError, match=r"captions.csv has captions for 1 images: three splits need 6"):
         load_dataset("folder", "train", tmp_path)
 
 

@@ -1,6 +1,8 @@
 """The index on LanceDB, embedded: the same answers as the exact one, on 100,000 vectors and from disk."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -40,9 +42,14 @@ def test_clients_that_add_at_the_same_time_find_each_others(tmp_path):
     one, other = EngineIndex(tmp_path, StandIn()), EngineIndex(tmp_path, StandIn())
     one.add_images(["a/dog.jpg", "a/cat.jpg"])
     other.add_images(["b/boat.jpg", "a/cat.jpg"])
-    vectors = unit(np.random.default_rng(0), 3)
-    one._append("images", vectors[:2], ["x", "y"])  # as when both have looked before either has added
-    other._append("images", vectors[1:], ["y", "z"])
+    vectors, both = unit(np.random.default_rng(0), 3), Barrier(2)
+
+    def add(index, rows, names):
+        both.wait()
+        index._append("images", vectors[rows], names)  # as when both have looked before either has added
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(add, (one, other), ([0, 1], [1, 2]), (["x", "y"], ["y", "z"])))
     for index in (one, other, EngineIndex(tmp_path, StandIn())):
         assert len(index) == 6
         assert sorted(map(str, index.names["images"])) == ["a/cat.jpg", "a/dog.jpg", "b/boat.jpg", "x", "y", "z"]
@@ -50,11 +57,19 @@ def test_clients_that_add_at_the_same_time_find_each_others(tmp_path):
         assert index.search_vectors(vectors, 1)[1].ravel().tolist() == ["x", "y", "z"]
 
 
+def test_two_clients_may_begin_one_index(tmp_path):
+    clients, vectors = [EngineIndex(tmp_path) for _ in range(2)], unit(np.random.default_rng(0), 40)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda index: index._append("images", vectors, list(range(40))), clients))
+    assert len(clients[0]) == len(clients[1]) == 40
+
+
 def test_an_index_of_another_model_is_refused(tmp_path):
     one, other = StandIn(), StandIn()
     one.fingerprint, other.fingerprint = lambda: "one", lambda: "other"
     EngineIndex(tmp_path, one).add_images(PATHS)
     assert len(EngineIndex(tmp_path, one)) == len(EngineIndex(tmp_path)) == 6
+    assert len(EngineIndex(tmp_path).add_vectors("images", unit(np.random.default_rng(0), 1), ["by hand"])) == 7
     with pytest.raises(ValueError, match="was made with another model"):
         EngineIndex(tmp_path, other)
 

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from minicliplib.retrieval import Index, _better, path_of, stored_index
@@ -271,3 +273,18 @@ def test_a_stored_index_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
     assert again.shown == files[64:]  # two batches of 32 were kept
     names = Index.load(tmp_path / "index").names["images"]
     assert [path_of(name) for name in names] == [path.resolve() for path in files]
+
+
+def test_of_two_stored_indexes_in_one_folder_the_second_waits(tmp_path):
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (4, 4)).save(picture)
+    (tmp_path / "index").mkdir()
+    found = []
+    with FileLock(tmp_path / "index" / "lock"):
+        work = lambda: found.append(stored_index(StandIn(), [picture], [], tmp_path / "index"))
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join(0.5)
+        assert not found
+    thread.join(60)
+    assert len(found[0][0]) == 1
