@@ -162,10 +162,7 @@ def _load_folder(root: Path, split: str, limit: int | None) -> CaptionedImages:
 
 
 def _drawn_by_name(pairs: list, split: str) -> list:
-    """Give each pair a number from its file's name: the lowest tenth is for test, the highest for dev.
-
-    So an image stays in its split while a folder grows.
-    """
+    """By a number from its name an image is for test (lowest tenth), dev (highest) or train, however a folder grows."""
     number = lambda pair: int(hashlib.sha256(pair[0].name.encode()).hexdigest()[:8], 16) / 2**32
     ordered = sorted(pairs, key=number)
     low, high = (max(2, sum(map(chosen, map(number, pairs)))) for chosen in ((0.1).__gt__, (0.9).__lt__))

@@ -241,45 +241,40 @@ def stored_index(model, images, captions, folder: str | Path, progress=False, **
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     with FileLock(Path(folder) / "lock"):
-        return _stored_index(model, images, captions, folder, progress, **options)
-
-
-def _stored_index(model, images, captions, folder, progress, **options):
-    position = {_identity(image): i for i, image in enumerate(images)}
-    old, index, faults = Index(), Index(model), []
-    with contextlib.suppress(ValueError):  # there is none yet, or not a whole one, or one of another model
-        old = Index.load(folder, model)
-    for kind, wanted in (("images", position), ("captions", dict.fromkeys(captions))):
-        rows = [row for row, name in enumerate(old.names[kind]) if name in wanted]
-        if rows:
-            index.add_vectors(kind, old.vectors[kind][rows], [old.names[kind][row] for row in rows])
-    index.add_captions(captions)
-    known, saved, cost, waiting = set(index.names["images"]), time.monotonic(), 0, {}
-    new = [name for name in position if name not in known]
-    pictures = lambda names: [images[position[name]] for name in names]
-    with tqdm(total=len(new), desc="images", unit="image", disable=no_bar(progress) or not new) as bar:
-        for start in range(0, len(new), AT_A_TIME):
-            batch = new[start : start + AT_A_TIME]
-            try:
-                vectors = model.encode_image(pictures(batch), **options)
-            except DataError:
-                good, bad = readable(pictures(batch))
-                batch, faults = [batch[i] for i in good], faults + bad
-                vectors = model.encode_image(pictures(batch), **options)
-            waiting |= zip(batch, vectors.cpu(), strict=True)
-            due = (now := time.monotonic()) - saved > SAVE_EVERY + cost / SAVING
-            if waiting and (due or start + AT_A_TIME >= len(new)):  # many at once: a growing array is copied each time
-                index.add_vectors("images", torch.stack([*waiting.values()]), waiting)
-                waiting.clear()
-            if due:
-                index.save(folder)
-                saved = time.monotonic()
-                cost = saved - now
-            bar.update(min(AT_A_TIME, len(new) - start))
-    if index.names != old.names:
-        index.save(folder)
-    index.names["images"] = [position[name] for name in index.names["images"]]
-    return index, faults
+        position = {_identity(image): i for i, image in enumerate(images)}
+        old, index, faults = Index(), Index(model), []
+        with contextlib.suppress(ValueError):  # there is none yet, or not a whole one, or one of another model
+            old = Index.load(folder, model)
+        for kind, wanted in (("images", position), ("captions", dict.fromkeys(captions))):
+            rows = [row for row, name in enumerate(old.names[kind]) if name in wanted]
+            if rows:
+                index.add_vectors(kind, old.vectors[kind][rows], [old.names[kind][row] for row in rows])
+        index.add_captions(captions)
+        known, saved, cost, waiting = set(index.names["images"]), time.monotonic(), 0, {}
+        new = [name for name in position if name not in known]
+        pictures = lambda names: [images[position[name]] for name in names]
+        with tqdm(total=len(new), desc="images", unit="image", disable=no_bar(progress) or not new) as bar:
+            for start in range(0, len(new), AT_A_TIME):
+                batch = new[start : start + AT_A_TIME]
+                try:
+                    vectors = model.encode_image(pictures(batch), **options)
+                except DataError:
+                    good, bad = readable(pictures(batch))
+                    batch, faults = [batch[i] for i in good], faults + bad
+                    vectors = model.encode_image(pictures(batch), **options)
+                waiting |= zip(batch, vectors.cpu(), strict=True)
+                due = (now := time.monotonic()) - saved > SAVE_EVERY + cost / SAVING
+                if waiting and (due or start + AT_A_TIME >= len(new)):  # many at once: adding copies the array
+                    index.add_vectors("images", torch.stack([*waiting.values()]), waiting)
+                    waiting.clear()
+                if due:
+                    index.save(folder)
+                    saved, cost = time.monotonic(), time.monotonic() - now
+                bar.update(min(AT_A_TIME, len(new) - start))
+        if index.names != old.names:
+            index.save(folder)
+        index.names["images"] = [position[name] for name in index.names["images"]]
+        return index, faults
 
 
 def _identity(image):
