@@ -164,8 +164,8 @@ def _load_folder(root: Path, split: str, limit: int | None) -> CaptionedImages:
 def _drawn_by_name(pairs: list, split: str) -> list:
     """By a number from its name an image is for test (lowest tenth), dev (highest) or train, however a folder grows."""
     number = lambda pair: int(hashlib.sha256(pair[0].name.encode()).hexdigest()[:8], 16) / 2**32
-    ordered = sorted(pairs, key=number)
-    low, high = (max(2, sum(map(chosen, map(number, pairs)))) for chosen in ((0.1).__gt__, (0.9).__lt__))
+    ordered, numbers = sorted(pairs, key=number), [number(pair) for pair in pairs]
+    low, high = max(2, sum(n < 0.1 for n in numbers)), max(2, sum(n > 0.9 for n in numbers))
     return sorted({"test": ordered[:low], "dev": ordered[-high:], "train": ordered[low:-high]}[split])
 
 
