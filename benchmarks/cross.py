@@ -16,7 +16,7 @@ os.environ["TQDM_DISABLE"] = "1"
 
 import minicliplib as mc
 
-RUNS = 3  # on both datasets, which differ in their draws alone
+RUNS = 2  # on both datasets, which differ in their draws alone
 
 
 def main() -> None:
