@@ -3,7 +3,7 @@
 python benchmarks/scale.py         writes report/results/benchmarks/scale.json, figures/benchmarks (make bench-scale)
 
 Vectors, captions and cached states are synthetic: neither time nor memory depends on what they say. Each point of the
-memory curves is a process of its own. FAISS joins in where it is installed: pip install 'minicliplib[bench]'.
+memory curves is a process of its own. FAISS joins in where it is installed: pip install -e '.[bench]'.
 """
 
 import json

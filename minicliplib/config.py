@@ -128,8 +128,10 @@ class Config:
         return self.seed + 7919 * self.train.shuffle
 
     def digest(self) -> str:
-        """Return eight hex digits that name this config; only for your own folder does it matter where data lie."""
-        place = str(Path(self.data.root or "").resolve()) if "folder" in self.data.name.split("+") else ""
+        """Return eight hex digits that name this config; of your own folder, its place and its captions.csv matter."""
+        table = Path(self.data.root or "").expanduser().resolve() / "captions.csv"
+        changed = table.stat().st_mtime_ns if table.exists() else 0
+        place = f"{table} {changed}" if "folder" in self.data.name.split("+") else ""
         return hashlib.sha256((json.dumps(self.to_dict(), sort_keys=True) + place).encode()).hexdigest()[:8]
 
 

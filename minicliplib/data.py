@@ -155,7 +155,7 @@ def _load_folder(root: Path, split: str, limit: int | None) -> CaptionedImages:
     if split != "all":
         pairs = [(image, texts) for image, texts in pairs if texts]
         if len(pairs) < 6:
-            raise DataError(f"{table} has captions for {len(pairs)} images: three splits need 6 or more.")
+            raise DataError(f"{len(pairs)} images have captions in {table}: three splits need 6 or more.")
         pairs = _drawn_by_name(pairs, split)
     images, texts = ([pair[part] for pair in pairs[:limit]] for part in (0, 1))
     return CaptionedImages("folder", split, images, texts)

@@ -241,7 +241,8 @@ def stored_index(model, images, captions, folder: str | Path, progress=False, **
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     with FileLock(Path(folder) / "lock"):
-        position = {_identity(image): i for i, image in enumerate(images)}
+        place = lambda image: f"{image.parent.resolve()}/" if isinstance(image, Path) else ""
+        position = {place(image) + identity(image): i for i, image in enumerate(images)}
         old, index, faults = Index(), Index(model), []
         with contextlib.suppress(ValueError):  # there is none yet, or not a whole one, or one of another model
             old = Index.load(folder, model)
@@ -275,10 +276,6 @@ def stored_index(model, images, captions, folder: str | Path, progress=False, **
             index.save(folder)
         index.names["images"] = [position[name] for name in index.names["images"]]
         return index, faults
-
-
-def _identity(image):
-    return f"{image.parent.resolve()}/{identity(image)}" if isinstance(image, Path) else identity(image)
 
 
 def path_of(name: str | Path) -> Path:

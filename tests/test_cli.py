@@ -1,6 +1,7 @@
 """The command line, called as a user calls it."""
 
 import json
+import os
 import re
 import runpy
 import sys
@@ -57,6 +58,9 @@ def test_a_folder_of_ones_own_trains_without_what_cannot_be_read(pairs, tmp_path
     said = f"Left out 1 of {len(train)} images of 'folder':\n  Cannot read the image {train[0]}"
     assert said in capsys.readouterr().err
     evaluate = ["evaluate", "--data", "folder", "--root", str(tmp_path), "--checkpoint", str(tmp_path / "run")]
+    before = mc.Config().updated(**{"data.name": "folder", "data.root": str(tmp_path)}).digest()
+    os.utime(tmp_path / "captions.csv", (1, 1))  # other captions are another run
+    assert mc.Config().updated(**{"data.name": "folder", "data.root": str(tmp_path)}).digest() != before
     test = len(mc.load_dataset("folder", "test", tmp_path))
     assert main(evaluate) == 0
     assert f"{test} images, {test} captions" in capsys.readouterr().out
