@@ -19,9 +19,9 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 import minicliplib as mc
-from minicliplib.images import DataError
+from minicliplib.datasets.images import DataError
+from minicliplib.features import Features
 from minicliplib.training import Learner
-from minicliplib.trunk import TrunkOutputs
 
 
 def main() -> None:
@@ -39,9 +39,12 @@ def main() -> None:
         if flickr8k:
             for name, changes in {
                 "flickr8k, tuned top (the preset)": {},
-                "flickr8k, locked towers": {"encoders.image_trainable": 0, "encoders.text_trainable": 0},
+                "flickr8k, locked towers": {
+                    "encoders.image_trainable": 0,
+                    "encoders.text_trainable": 0,
+                },
             }.items():
-                config = mc.preset("flickr8k").updated(**changes, **{"train.views": 1})
+                config = mc.preset("flickr8k").updated(**changes, **{"features.views": 1})
                 epoch_cost(config, flickr8k.subset(range(2048)), name)
         os.environ.pop("MINICLIP_HOME")
         if home:
@@ -55,14 +58,20 @@ def sample() -> None:
     started = time.perf_counter()
     run = mc.fit(mc.preset("sample"))
     scores = mc.evaluate(run.model, mc.load_dataset("sample", "test"))["scores"]
-    print(f"\nsample from nothing: {time.perf_counter() - started:.0f} s, {len(run.history)} epochs")
+    print(
+        f"\nsample from nothing: {time.perf_counter() - started:.0f} s, {len(run.history)} epochs"
+    )
     print_scores(scores)
 
 
-def epoch_cost(config: mc.Config, data: mc.CaptionedImages, name: str = "sample (the preset)") -> None:
+def epoch_cost(
+    config: mc.Config, data: mc.CaptionedImages, name: str = "sample (the preset)"
+) -> None:
     model, seconds = mc.MiniCLIP(config), {}
     for cache in (True, False):
-        learner = Learner(config, model, Accelerator(), TrunkOutputs(model, data, config.train.views, cache))
+        learner = Learner(
+            config, model, Accelerator(), Features(model, data, config.features.views, cache)
+        )
         seconds[cache] = learner.train_epoch(0, tqdm(), 0)["seconds"]
     print(
         f"  {name}: {seconds[True]:.1f} s against {seconds[False]:.1f} s for {len(data):,} images, "
@@ -77,13 +86,17 @@ def shipped() -> None:
     print_scores(scores)
     path = Path(__file__).parents[1] / "report" / "results" / "flickr8k" / "03_training.json"
     if path.exists():
-        print(f"  training, as committed: {json.dumps(json.loads(path.read_text())['metrics'].get('cost', {}))}")
+        print(
+            f"  training, as committed: {json.dumps(json.loads(path.read_text())['metrics'].get('cost', {}))}"
+        )
 
 
 def print_scores(scores: dict) -> None:
     for way in ("image_to_text", "text_to_image"):
         recalls = "  ".join(f"R@{k} {100 * scores[way][f'R@{k}']:5.1f}%" for k in (1, 5, 10))
-        print(f"  {way.replace('_', ' '):14} {recalls}   ({scores['images']:,} x {scores['captions']:,})")
+        print(
+            f"  {way.replace('_', ' '):14} {recalls}   ({scores['images']:,} x {scores['captions']:,})"
+        )
 
 
 def peak_gib() -> float:

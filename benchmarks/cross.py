@@ -28,10 +28,16 @@ def main() -> None:
             report, recalls = measure(model, mc.load_dataset(dataset, split))
             models.setdefault(name, {}).setdefault(dataset, {})[split] = report
             on_dev.setdefault(name, recalls)  # those of the first, Flickr8k's dev split
-            print(f"{name} -> {dataset} {split}: mean recall {report['scores']['mean_recall']:.1%}", flush=True)
+            print(
+                f"{name} -> {dataset} {split}: mean recall {report['scores']['mean_recall']:.1%}",
+                flush=True,
+            )
     gain = on_dev["flickr8k+coco"] - on_dev["flickr8k"]
     draws = np.random.default_rng(0).choice(gain, (1000, len(gain))).mean(1)
-    metrics = {"models": models, "gain": {"mean": gain.mean(), "interval": np.percentile(draws, [2.5, 97.5]).tolist()}}
+    metrics = {
+        "models": models,
+        "gain": {"mean": gain.mean(), "interval": np.percentile(draws, [2.5, 97.5]).tolist()},
+    }
     print(f"gain by COCO on Flickr8k's dev split: {metrics['gain']}")
     mc.save_result("benchmarks", "cross", metrics, both, time.perf_counter() - started)
 
@@ -39,11 +45,18 @@ def main() -> None:
 def measure(model: mc.MiniCLIP, data: mc.CaptionedImages) -> tuple[dict, np.ndarray]:
     """Return recalls with their intervals, and each image's part in mean recall: (N,), for a paired comparison."""
     ranked = mc.ranks_from_embeddings(
-        model.encode_image(data.images), model.encode_text(data.flat_captions), data.owner
+        model.encode_image(data.images),
+        model.encode_text(data.flat_captions),
+        data.image_of_caption,
     )
-    report = {"scores": mc.summarise(ranked, len(data)), "interval": mc.bootstrap(ranked, data.owner)}
+    report = {
+        "scores": mc.summarise(ranked, len(data)),
+        "interval": mc.bootstrap(ranked, data.image_of_caption),
+    }
     found = {way: np.mean([ranks < k for k in (1, 5, 10)], axis=0) for way, ranks in ranked.items()}
-    by_caption = np.bincount(data.owner, found["text_to_image"]) / np.bincount(data.owner)
+    by_caption = np.bincount(data.image_of_caption, found["text_to_image"]) / np.bincount(
+        data.image_of_caption
+    )
     return report, (found["image_to_text"] + by_caption) / 2
 
 

@@ -78,8 +78,8 @@ def ours(folder: str) -> Way:
     return Way(
         decode=lambda path: mc.load_image(path, hint=image.size),
         resize=image.prepare,
-        image_tower=lambda pixels: model.encode_image(pixels, looks=1),
-        images=lambda paths: model.encode_image(paths, looks=1),
+        image_tower=lambda pixels: model.encode_image(pixels, tta_views=1),
+        images=lambda paths: model.encode_image(paths, tta_views=1),
         tokenize=text.prepare,
         text_tower=lambda tokens: model.project_text(text.trunk(*tokens), tokens[1]),
         texts=model.encode_text,
@@ -89,8 +89,13 @@ def ours(folder: str) -> Way:
 def hugging_face(folder: str) -> Way:
     from transformers import AutoImageProcessor, AutoTokenizer, VisionTextDualEncoderModel
 
-    model = VisionTextDualEncoderModel.from_vision_text_pretrained(f"{folder}/vision", MINILM).eval()
-    processor, tokenizer = AutoImageProcessor.from_pretrained(f"{folder}/vision"), AutoTokenizer.from_pretrained(MINILM)
+    model = VisionTextDualEncoderModel.from_vision_text_pretrained(
+        f"{folder}/vision", MINILM
+    ).eval()
+    processor, tokenizer = (
+        AutoImageProcessor.from_pretrained(f"{folder}/vision"),
+        AutoTokenizer.from_pretrained(MINILM),
+    )
     resize = lambda pictures: processor(images=pictures, return_tensors="pt")["pixel_values"]
     image_tower = lambda pixels: model.get_image_features(pixels).pooler_output
     tokenize = lambda texts: tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
@@ -154,7 +159,10 @@ def measure_images(way: Way, paths: list[Path]) -> dict:
     tower, _ = timed(lambda: [way.image_tower(batch) for batch in pixels])
     whole, _ = timed(lambda: way.images(paths))
     parts = {"decode": decoded, "resize": resized, "tower": tower}
-    return {"items_per_second": len(paths) / whole, "ms": {k: 1000 * s / len(paths) for k, s in parts.items()}}
+    return {
+        "items_per_second": len(paths) / whole,
+        "ms": {k: 1000 * s / len(paths) for k, s in parts.items()},
+    }
 
 
 def timed(call: Callable, rounds: int = 3) -> tuple[float, object]:
@@ -189,10 +197,14 @@ def flops(call) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("part", nargs="?", help="one way only")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--limit", type=int, default=256, help="how many images, and the captions of as many")
+    parser.add_argument(
+        "--limit", type=int, default=256, help="how many images, and the captions of as many"
+    )
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:

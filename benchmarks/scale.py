@@ -23,10 +23,10 @@ import torch
 
 import minicliplib as mc
 from minicliplib import training
-from minicliplib import visualize as viz
+from minicliplib.analysis import figures as viz
+from minicliplib.features import Features
 from minicliplib.retrieval import Index
 from minicliplib.training import epoch_batches
-from minicliplib.trunk import TrunkOutputs
 
 ROWS, DIM = 1_000_000, 256
 BATCHES, CHUNK = (64, 128, 256, 512), 64
@@ -42,7 +42,9 @@ def main() -> None:
     print(json.dumps(metrics["batch"]), flush=True)
     metrics["records"] = [apart("records", n) for n in RECORDS]
     print(json.dumps(metrics["records"]), flush=True)
-    slope = np.polyfit([r["records"] for r in metrics["records"]], [r["mib"] for r in metrics["records"]], 1)[0]
+    slope = np.polyfit(
+        [r["records"] for r in metrics["records"]], [r["mib"] for r in metrics["records"]], 1
+    )[0]
     metrics["bytes_per_record"] = slope * 2**20
     mc.save_result("benchmarks", "scale", metrics, seconds=time.perf_counter() - started)
     viz.save(figure(metrics), "scale_memory", "benchmarks")
@@ -51,7 +53,11 @@ def main() -> None:
 def apart(what: str, *arguments) -> dict:
     """Run one measurement in a process of its own."""
     command = [sys.executable, __file__, what, *map(str, arguments)]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+    return json.loads(
+        subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[
+            -1
+        ]
+    )
 
 
 def search(folder: str, k: int = 10, queries: int = 20) -> dict:
@@ -64,7 +70,10 @@ def search(folder: str, k: int = 10, queries: int = 20) -> dict:
     before = memory("VmRSS"), memory("RssAnon")
     asked = unit(rng, queries)
     ours, (_, rows) = timed(lambda q: loaded.search_vectors(q, k), asked)
-    resident = {"resident_mib": memory("VmRSS") - before[0], "of_which_private_mib": memory("RssAnon") - before[1]}
+    resident = {
+        "resident_mib": memory("VmRSS") - before[0],
+        "of_which_private_mib": memory("RssAnon") - before[1],
+    }
     stored = np.array(loaded.vectors["images"]).astype(np.float32)
 
     def numpy(q):
@@ -74,9 +83,16 @@ def search(folder: str, k: int = 10, queries: int = 20) -> dict:
         return None, np.take_along_axis(best, order, 1)
 
     seconds, (_, truth) = timed(numpy, asked)
-    metrics = {"rows": ROWS, "dim": DIM, "file_mib": loaded.vectors["images"].nbytes / 2**20, "ours": ours | resident}
+    metrics = {
+        "rows": ROWS,
+        "dim": DIM,
+        "file_mib": loaded.vectors["images"].nbytes / 2**20,
+        "ours": ours | resident,
+    }
     metrics["numpy"] = seconds
-    metrics["ours"]["recall"] = float(np.mean([len({*a} & {*b}) / k for a, b in zip(rows, truth, strict=True)]))
+    metrics["ours"]["recall"] = float(
+        np.mean([len({*a} & {*b}) / k for a, b in zip(rows, truth, strict=True)])
+    )
     try:
         import faiss
     except ModuleNotFoundError:
@@ -97,7 +113,10 @@ def timed(find, asked: np.ndarray) -> tuple[dict, tuple]:
         alone.append(time.perf_counter() - started)
     started = time.perf_counter()
     found = find(asked)
-    return {"alone_s": float(np.median(alone)), "in_batch_s": (time.perf_counter() - started) / len(asked)}, found
+    return {
+        "alone_s": float(np.median(alone)),
+        "in_batch_s": (time.perf_counter() - started) / len(asked),
+    }, found
 
 
 def unit(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -109,19 +128,28 @@ def unit(rng: np.random.Generator, n: int) -> np.ndarray:
 def batch(size: str, chunk: str) -> dict:
     """Return the peak memory of one training step of the Flickr8k preset, whole or in chunks (two-pass)."""
     size, chunk = int(size), int(chunk)
-    config = mc.preset("flickr8k").updated(**{"train.batch_size": size, "train.chunk_size": chunk or None})
+    config = mc.preset("flickr8k").updated(
+        **{"train.batch_size": size, "train.chunk_size": chunk or None}
+    )
     model = mc.MiniCLIP(config).train()
     with torch.no_grad():
         pixels = torch.zeros(1, 3, 224, 224)
         image = torch.randn(size, *model.image_encoder.trunk(pixels).shape[1:])
         ids = torch.randint(1000, 20000, (2 * size, 14))
         mask = torch.ones_like(ids)
-        text = torch.cat([model.text_encoder.trunk(i, m) for i, m in zip(ids.split(64), mask.split(64), strict=True)])
-    owner, before = torch.arange(size).repeat_interleave(2), memory("VmRSS")
+        text = torch.cat(
+            [
+                model.text_encoder.trunk(i, m)
+                for i, m in zip(ids.split(64), mask.split(64), strict=True)
+            ]
+        )
+    image_of_caption, before = torch.arange(size).repeat_interleave(2), memory("VmRSS")
     if chunk:
-        training.two_pass_backward(config, model, image, text, mask, owner)
+        training.two_pass_backward(config, model, image, text, mask, image_of_caption)
     else:
-        mc.contrastive_loss(config.loss.name, *model(image, text, mask), owner).backward()
+        mc.contrastive_loss(
+            config.loss.name, *model(image, text, mask), image_of_caption
+        ).backward()
     return {"batch": size, "chunk": chunk, "mib": memory("VmHWM") - before}
 
 
@@ -145,8 +173,8 @@ def records(n: str, steps: int = 3) -> dict:
         config = mc.preset("flickr8k")
         model = mc.MiniCLIP(config)
         weights = memory("RssAnon")
-        with mock.patch.object(TrunkOutputs, "_stored", stored):
-            outputs = TrunkOutputs(model, data, config.train.views)
+        with mock.patch.object(Features, "_stored", stored):
+            outputs = Features(model, data, config.features.views)
         for step, (rows, views, texts, _) in enumerate(epoch_batches(config, outputs, 0)):
             outputs.image_batch(rows, views)
             outputs.text_batch(texts)
@@ -165,7 +193,10 @@ def memory(field: str) -> float:
 def figure(metrics: dict):
     """Draw both memory curves."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
-    for chunk, label, colour in ((0, "whole batch", viz.ORANGE), (CHUNK, f"two passes, chunks of {CHUNK}", viz.BLUE)):
+    for chunk, label, colour in (
+        (0, "whole batch", viz.ORANGE),
+        (CHUNK, f"two passes, chunks of {CHUNK}", viz.BLUE),
+    ):
         points = [(p["batch"], p["mib"] / 1024) for p in metrics["batch"] if p["chunk"] == chunk]
         left.plot(*zip(*points, strict=True), "o-", color=colour, label=label)
     left.set_xscale("log", base=2)
@@ -174,7 +205,11 @@ def figure(metrics: dict):
     left.legend()
     points = [(p["records"] / 1000, p["mib"] / 1024) for p in metrics["records"]]
     right.plot(*zip(*points, strict=True), "o-", color=viz.BLUE)
-    right.set(xlabel="thousand images, five captions each", ylabel="memory of the process (GiB)", ylim=(0, None))
+    right.set(
+        xlabel="thousand images, five captions each",
+        ylabel="memory of the process (GiB)",
+        ylim=(0, None),
+    )
     right.axvline(118.287, color=viz.GREY, ls="--", label="COCO train2017")
     right.legend(loc="lower right")
     return fig
@@ -182,6 +217,10 @@ def figure(metrics: dict):
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        print(json.dumps({"search": search, "batch": batch, "records": records}[sys.argv[1]](*sys.argv[2:])))
+        print(
+            json.dumps(
+                {"search": search, "batch": batch, "records": records}[sys.argv[1]](*sys.argv[2:])
+            )
+        )
     else:
         main()

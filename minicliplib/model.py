@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,59 +19,81 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .config import Config, HeadConfig, no_bar, write_atomically
+from .config import Config, HeadConfig
 from .encoders import EncoderError, ImageEncoder, ImageLike, TextEncoder
+from .paths import ASSETS, show_bars, write_atomically
 
-FORMAT = 1  # of the checkpoint folder: config.json + model.safetensors
-SHIPPED = Path(__file__).parent / "assets" / "checkpoints"
+FORMAT = 1  # of a checkpoint folder: config.json + model.safetensors, beside a model card
+SHIPPED = ASSETS / "checkpoints"
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Item = TypeVar("Item")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is missing, damaged, or of another shape or version; the message says what to do."""
+    """A checkpoint is missing, damaged, or of another shape or version; it says what to do."""
 
 
 class ProjectionHead(nn.Module):
     """Maps a tower's features into the shared space: (B, D) -> (B, E); not yet of unit length."""
 
-    def __init__(self, width: int, config: HeadConfig, dropout: float = 0.0):
+    def __init__(self, width: int, config: HeadConfig, feature_dropout: float = 0.0):
         super().__init__()
-        self.dropout = nn.Dropout(dropout)  # of the features
         if config.kind not in ("linear", "mlp"):
             raise ValueError(f"Unknown projection head {config.kind!r}. Known: linear, mlp.")
+        self.dropout = nn.Dropout(feature_dropout)
         self.project = nn.Linear(width, config.dim)
         self.residual = None
         if config.kind == "mlp":
-            self.residual = nn.Sequential(nn.GELU(), nn.Linear(config.dim, config.dim), nn.Dropout(config.dropout))
+            self.residual = nn.Sequential(
+                nn.GELU(), nn.Linear(config.dim, config.dim), nn.Dropout(config.dropout)
+            )
             self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) -> (B, E)."""
         x = self.project(self.dropout(features))
-        return x if self.residual is None else self.norm(x + self.residual(x))
+        if self.residual is None:
+            return x
+        return self.norm(x + self.residual(x))
 
 
 class MiniCLIP(nn.Module, PyTorchModelHubMixin):
     """An image tower and a text tower that share one space.
 
-    ``encode_image`` and ``encode_text`` are for users: anything in, unit vectors out. ``forward`` is for
-    training: it takes the cached hidden states of the frozen trunks and returns what the loss needs.
+    ``encode_image`` and ``encode_text`` are for users: anything in, unit vectors out. ``forward``
+    is for training: it takes the cached outputs of the frozen stages and returns what the loss
+    needs.
     """
 
     def __init__(self, config: Config | None = None, pretrained: bool = True):
         super().__init__()
         self.config = config or Config()
-        enc, heads, dropout = self.config.encoders, self.config.heads, self.config.train.tower_dropout
-        if enc.looks not in (1, 2, 4):
-            raise ValueError(f"encoders.looks must be 1, 2 or 4, not {enc.looks}.")
-        self.image_encoder = ImageEncoder(enc.image, enc.image_trainable, pretrained)
-        self.text_encoder = TextEncoder(enc.text, enc.text_trainable, enc.max_tokens, dropout, pretrained)
-        for tower in (self.image_encoder, self.text_encoder):
-            tower.precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.train.precision)
+        self.results: list[dict[str, Any]] = []  # what was measured with it, for the model card
+        encoders = self.config.encoders
+        heads = self.config.heads
+        _tta_views_checked(self.config.inference.tta_views)
+
+        # Two towers ...
+        self.image_encoder = ImageEncoder(encoders.image, encoders.image_trainable, pretrained)
+        self.text_encoder = TextEncoder(
+            encoders.text,
+            encoders.text_trainable,
+            encoders.max_tokens,
+            encoders.text_dropout,
+            pretrained,
+        )
+        self.image_encoder.precision = PRECISIONS.get(encoders.precision)
+        self.text_encoder.precision = PRECISIONS.get(encoders.precision)
+
+        # ... a projection head on each ...
         self.dim = heads.dim
         self.image_head = ProjectionHead(self.image_encoder.dim, heads, heads.image_dropout)
         self.text_head = ProjectionHead(self.text_encoder.dim, heads)
-        scale = torch.tensor(-math.log(self.config.loss.temperature))
-        self.logit_scale = nn.Parameter(scale, requires_grad=self.config.loss.learn_temperature)
+
+        # ... and one number that scales the cosines, kept as its logarithm.
+        log_scale = torch.tensor(-math.log(heads.temperature))
+        self.logit_scale = nn.Parameter(log_scale, requires_grad=heads.learn_temperature)
         self.bound_scale()
         self.eval()
 
@@ -79,17 +102,24 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         """Where the weights lie."""
         return self.logit_scale.device
 
-    def forward(self, image_hidden: Tensor, text_hidden: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Trunk outputs of B images and M captions -> unit vectors (B, E), (M, E) and the scale."""
-        return self.project_image(image_hidden), self.project_text(text_hidden, text_mask), self.scale()
+    def forward(
+        self, image_hidden: Tensor, text_hidden: Tensor, text_mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Trunk outputs of B images and M captions -> unit vectors (B, E), (M, E), the scale."""
+        image_vectors = self.project_image(image_hidden)
+        text_vectors = self.project_text(text_hidden, text_mask)
+        return image_vectors, text_vectors, self.scale()
 
     def scale(self) -> Tensor:
-        """Inverse temperature, at most ``loss.max_scale``."""
-        return self.logit_scale.clamp(max=math.log(self.config.loss.max_scale)).exp()
+        """Inverse temperature, at most ``heads.max_scale``."""
+        return self.logit_scale.clamp(max=math.log(self.config.heads.max_scale)).exp()
 
     def bound_scale(self) -> None:
-        """Bring the stored scale back to just below its bound (CLIP, section 2.5): above, it has no gradient."""
-        self.logit_scale.data.clamp_(max=math.log(self.config.loss.max_scale) - 1e-6)
+        """Bring the stored scale back below its bound (CLIP, section 2.5).
+
+        Above the bound it would have no gradient, and never come back.
+        """
+        self.logit_scale.data.clamp_(max=math.log(self.config.heads.max_scale) - 1e-6)
 
     def project_image(self, hidden: Tensor) -> Tensor:
         """Trunk output -> unit vectors (B, E) float32."""
@@ -105,79 +135,109 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         images: Sequence[ImageLike] | ImageLike | Tensor,
         batch_size: int = 32,
         progress: bool = False,
-        looks: int | None = None,
+        tta_views: int | None = None,
     ) -> Tensor:
-        """Embed n images: paths, PIL images or prepared pixels (n, 3, h, w) -> (n, E) float32, unit length.
+        """Embed n images: (n, E) float32, unit length.
 
-        ``looks`` is how many looks at a picture are averaged, 1, 2 or 4 (default: the config's); time grows with it.
+        Args:
+            images: paths, PIL images, or prepared pixels (n, 3, h, w).
+            batch_size: how many run at once.
+            progress: show a progress bar.
+            tta_views: how many views of an image are averaged, 1, 2 or 4 (default: the config's);
+                time grows with it.
+
         """
         if isinstance(images, ImageLike):
             images = [images]
-        out = torch.empty(len(images), self.dim, device=self.device)
-        ready = lambda batch: batch.to(self.device) if isinstance(batch, Tensor) else self.image_encoder.prepare(batch)
+        views = _tta_views_checked(tta_views or self.config.inference.tta_views)
         starts = range(0, len(images), batch_size)
-        batches = _ahead(ready(images[start : start + batch_size]) for start in starts)
+        # The next batch is decoded while the tower runs on this one.
+        batches = prefetch(self._to_pixels(images[i : i + batch_size]) for i in starts)
+        vectors = torch.empty(len(images), self.dim, device=self.device)
         with eval_mode(self):
-            for start, pixels in zip(tqdm(starts, "images", disable=no_bar(progress)), batches, strict=True):
-                views = _looks(pixels, looks or self.config.encoders.looks)
-                vectors = sum(self.project_image(self.image_encoder.trunk(view)) for view in views)
-                out[start : start + batch_size] = F.normalize(vectors, dim=-1)
-        return out
+            bar = tqdm(starts, "images", disable=not show_bars(progress))
+            for start, pixels in zip(bar, batches, strict=True):
+                total = torch.zeros(len(pixels), self.dim, device=self.device)
+                for view in _views_of(pixels, views):
+                    total += self.project_image(self.image_encoder.trunk(view))
+                vectors[start : start + batch_size] = F.normalize(total, dim=-1)
+        return vectors
+
+    def _to_pixels(self, images: Sequence[ImageLike] | Tensor) -> Tensor:
+        if isinstance(images, Tensor):
+            return images.to(self.device)
+        return self.image_encoder.prepare(images)
 
     @torch.inference_mode()
-    def encode_text(self, texts: Sequence[str] | str, batch_size: int = 128, progress: bool = False) -> Tensor:
-        """Embed n texts -> (n, E) float32, unit length; an empty text is a ``ValueError``."""
+    def encode_text(
+        self, texts: Sequence[str] | str, batch_size: int = 128, progress: bool = False
+    ) -> Tensor:
+        """Embed n texts: (n, E) float32, unit length; an empty text is a ``ValueError``."""
         texts = [texts] if isinstance(texts, str) else list(texts)
-        out = torch.empty(len(texts), self.dim, device=self.device)
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # like lengths together: less padding
+        vectors = torch.empty(len(texts), self.dim, device=self.device)
+        # Texts of like length run together, which saves padding.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        starts = range(0, len(texts), batch_size)
         with eval_mode(self):
-            for start in tqdm(range(0, len(texts), batch_size), "texts", disable=no_bar(progress)):
+            for start in tqdm(starts, "texts", disable=not show_bars(progress)):
                 batch = order[start : start + batch_size]
                 ids, mask = self.text_encoder.prepare([texts[i] for i in batch])
-                out[batch] = self.project_text(self.text_encoder.trunk(ids, mask), mask)
-        return out
+                vectors[batch] = self.project_text(self.text_encoder.trunk(ids, mask), mask)
+        return vectors
 
     def learned_state(self) -> dict[str, Tensor]:
-        """Return what training can change: the heads, the logit scale and the tuned tops, not the trunks."""
-        return {n: p.detach() for n, p in self.named_parameters() if p.requires_grad or n == "logit_scale"}
+        """Return what training can change: heads, logit scale and tuned stages, not the trunks."""
+        state = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad or name == "logit_scale":
+                state[name] = parameter.detach()
+        return state
 
     def load_learned_state(self, state: dict[str, Tensor]) -> None:
-        """Take over a ``learned_state``; another set of tensors or another shape is a ``CheckpointError``."""
+        """Take over a ``learned_state``; another set of tensors is a ``CheckpointError``."""
         own = self.learned_state()
+        problem = "The checkpoint does not fit its config"
         if wrong := sorted(own.keys() ^ state.keys()):
-            raise CheckpointError(f"The checkpoint does not fit its config: tensor {wrong[0]!r} has no partner.")
+            raise CheckpointError(f"{problem}: the tensor {wrong[0]!r} has no partner.")
         for name, tensor in state.items():
-            if own[name].shape != tensor.shape:
-                shapes = f"{tuple(tensor.shape)}, the model wants {tuple(own[name].shape)}"
-                raise CheckpointError(f"The checkpoint does not fit its config: {name!r} is {shapes}.")
+            given, wanted = tuple(tensor.shape), tuple(own[name].shape)
+            if given != wanted:
+                raise CheckpointError(f"{problem}: {name!r} is {given}, the model wants {wanted}.")
             own[name].copy_(tensor)
 
     def fingerprint(self) -> str:
         """Return eight hex digits that tell models apart whose vectors differ."""
-        content = hashlib.sha256(json.dumps(asdict(self.config.encoders)).encode())
+        settings = [asdict(self.config.encoders), asdict(self.config.inference)]
+        content = hashlib.sha256(json.dumps(settings).encode())
         for tensor in self.learned_state().values():
             content.update(tensor.cpu().numpy().tobytes())
         return content.hexdigest()[:8]
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> Path:
-        """Write the checkpoint to a folder, in half precision; a kill never leaves half a checkpoint."""
+        """Write the checkpoint and its model card; a kill never leaves half a file."""
+        from .interop.model_card import write_model_card
+
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        record = {"format": FORMAT, "config": self.config.to_dict()}
-        tensors = {name: tensor.to(dtype).cpu().contiguous() for name, tensor in self.learned_state().items()}
-        write_atomically(folder / "config.json", lambda path: path.write_text(json.dumps(record, indent=1)))
+        record = {"format": FORMAT, "config": self.config.to_dict(), "results": self.results}
+        text = json.dumps(record, indent=1)
+        tensors = {}
+        for name, tensor in self.learned_state().items():
+            tensors[name] = tensor.to(dtype).cpu().contiguous()
+        write_atomically(folder / "config.json", lambda path: path.write_text(text))
         write_atomically(folder / "model.safetensors", lambda path: save_file(tensors, path))
+        write_model_card(folder, self.config, self.results)
         return folder
 
     _save_pretrained = save  # what PyTorchModelHubMixin.save_pretrained and push_to_hub call
 
     @classmethod
-    def _from_pretrained(cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, **_):
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> "MiniCLIP":
         """Serve ``MiniCLIP.from_pretrained``: a local folder or a hub id."""
         if Path(model_id).is_dir():
             return load(model_id)
-        options = {"revision": revision, "cache_dir": cache_dir, "token": token}
-        return load(_fetch(model_id, force_download=force_download, local_files_only=local_files_only, **options))
+        known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        return load(_fetch(model_id, **{name: options[name] for name in known}))
 
 
 @contextmanager
@@ -192,27 +252,38 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _ahead(batches: Iterator) -> Iterator:
-    """Yield the batches, each next one in the making meanwhile: decoding overlaps with the tower."""
+def prefetch(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield the items, and prepare the next one in a second thread meanwhile."""
+    end = object()
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = pool.submit(next, batches, None)
-            yield batch
+        coming = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield item  # type: ignore[misc]
 
 
-def _looks(pixels: Tensor, count: int) -> list[Tensor]:
-    """Return pictures (n, 3, h, w) as they are, mirrored, and the middle 85% of their sides, both ways."""
+def _tta_views_checked(count: int) -> int:
+    if count not in (1, 2, 4):
+        raise ValueError(f"inference.tta_views must be 1, 2 or 4, not {count}.")
+    return count
+
+
+def _views_of(pixels: Tensor, count: int) -> list[Tensor]:
+    """Return pixels (n, 3, h, w) plain, mirrored, and the same of the middle 85% of their sides."""
     if count <= 2:
         return [pixels, pixels.flip(-1)][:count]
     edge = round(0.075 * pixels.shape[-1])
-    middle = F.interpolate(pixels[..., edge:-edge, edge:-edge], pixels.shape[-2:], mode="bicubic", align_corners=False)
+    middle = F.interpolate(
+        pixels[..., edge:-edge, edge:-edge], pixels.shape[-2:], mode="bicubic", align_corners=False
+    )
     return [pixels, pixels.flip(-1), middle, middle.flip(-1)]
 
 
 def best_device() -> str:
     """Return the fastest kind of device that torch finds here: "cuda", "mps" or "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def load(name: str | Path, device: str | torch.device | None = None) -> MiniCLIP:
@@ -221,36 +292,50 @@ def load(name: str | Path, device: str | torch.device | None = None) -> MiniCLIP
     It goes to ``device`` (default: the best one there is).
 
     Raises:
-        CheckpointError: there is no such checkpoint, or it is damaged, or of another shape or version.
+        CheckpointError: there is no such checkpoint, or it is damaged, or of another version.
 
     """
-    shipped = sorted(path.name for path in SHIPPED.iterdir()) if SHIPPED.exists() else []
-    folder = SHIPPED / name if str(name) in shipped else Path(name)
-    if not folder.is_dir() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
-        folder = _fetch(str(name))
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"There is no checkpoint {str(name)!r}: name one of the shipped ({', '.join(shipped)}), "
-            "a folder with config.json and model.safetensors, or a hub id like 'user/model'."
-        )
+    folder = _folder_of(str(name))
     try:
         record = json.loads((folder / "config.json").read_text())
         tensors = load_file(folder / "model.safetensors")
         if record["format"] != FORMAT:
-            versions = f"format {record['format']}, this version of minicliplib reads format {FORMAT}"
-            raise CheckpointError(f"{folder} has checkpoint {versions}: install the one that wrote it, or train again.")
+            raise CheckpointError(
+                f"{folder} has checkpoint format {record['format']}, but this version of "
+                f"minicliplib reads format {FORMAT}: install the one that wrote it, or train again."
+            )
         model = MiniCLIP(Config.from_dict(record["config"]))
     except (CheckpointError, EncoderError):
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} is not a whole checkpoint ({type(error).__name__}: {error}).") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{folder} is not a whole checkpoint ({reason}).") from error
     model.load_learned_state(tensors)
+    model.results = record.get("results", [])
     return model.to(device or best_device())
 
 
-def _fetch(name: str, **options) -> Path:
+def _folder_of(name: str) -> Path:
+    """Return the folder of a shipped checkpoint, of a local one, or of one from the hub."""
+    shipped = sorted(path.name for path in SHIPPED.iterdir()) if SHIPPED.exists() else []
+    folder = SHIPPED / name if name in shipped else Path(name)
+    if not folder.is_dir() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        folder = _fetch(name)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"There is no checkpoint {name!r}: name one of the shipped ({', '.join(shipped)}), "
+            "a folder with config.json and model.safetensors, or a hub id like 'user/model'."
+        )
+    return folder
+
+
+def _fetch(name: str, **options: Any) -> Path:
+    """Get a checkpoint from the hub, or from its cache."""
+    wanted = ["config.json", "model.safetensors"]
     try:
-        return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"], **options))
+        return Path(snapshot_download(name, allow_patterns=wanted, **options))
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0][:120]
-        raise CheckpointError(f"{name!r} is neither a folder here nor could the hub give it ({reason}).") from error
+        raise CheckpointError(
+            f"{name!r} is neither a folder here nor could the hub give it ({reason})."
+        ) from error

@@ -46,10 +46,21 @@ class ZeroShotClassifier:
 
     """
 
-    def __init__(self, model: MiniCLIP, class_names: Sequence[str], templates: Sequence[str] = PHOTO_TEMPLATES):
-        self.model, self.class_names, self.templates = model, _checked_names(class_names), _checked(templates)
+    def __init__(
+        self,
+        model: MiniCLIP,
+        class_names: Sequence[str],
+        templates: Sequence[str] = PHOTO_TEMPLATES,
+    ):
+        self.model, self.class_names, self.templates = (
+            model,
+            _checked_names(class_names),
+            _checked(templates),
+        )
         prompts = [fill(template, name) for name in self.class_names for template in self.templates]
-        vectors = model.encode_text(prompts).view(len(self.class_names), len(self.templates), -1)  # (C, P, E)
+        vectors = model.encode_text(prompts).view(
+            len(self.class_names), len(self.templates), -1
+        )  # (C, P, E)
         self.weights = F.normalize(vectors.mean(1), dim=-1)
         self.offset = torch.zeros(len(self.class_names), device=self.weights.device)
 
@@ -71,7 +82,9 @@ class ZeroShotClassifier:
         with torch.inference_mode():
             return (self.model.scale() * self.scores(images)).softmax(-1)
 
-    def predict(self, images: Sequence[ImageLike] | ImageLike | Tensor, k: int = 5) -> list[list[tuple[str, float]]]:
+    def predict(
+        self, images: Sequence[ImageLike] | ImageLike | Tensor, k: int = 5
+    ) -> list[list[tuple[str, float]]]:
         """For each image its k most probable labels, or all, best first: ``[[(label, probability), ...], ...]``."""
         top = self.probabilities(images).topk(min(k, len(self.class_names)))
         return [
@@ -91,9 +104,11 @@ def fill(template: str, name: str) -> str:
     return re.sub(r"\b([Aa]) \{\}", article, template).replace("{}", name)
 
 
-def in_words(class_name: str) -> str:
+def class_phrase(class_name: str) -> str:
     """Say what a class is called in captions: ``"car_side"`` is ``"car"``, ``"Stop_Sign"`` is ``"stop sign"``."""
-    lines = (files("minicliplib") / "assets/class_words.txt").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (files("minicliplib") / "assets/class_words.txt").read_text(encoding="utf-8").splitlines()
+    )
     called = dict(line.split(": ") for line in lines if line[0] != "#")
     return called.get(class_name, class_name.replace("_", " ").lower())
 
@@ -110,5 +125,7 @@ def _checked_names(names: Sequence[str]) -> list[str]:
 def _checked(templates: Sequence[str]) -> tuple[str, ...]:
     templates = (templates,) if isinstance(templates, str) else tuple(templates)
     if not templates or not all("{}" in template for template in templates):
-        raise ValueError("Each prompt template needs {} where the class name goes, as in 'a photo of a {}.'.")
+        raise ValueError(
+            "Each prompt template needs {} where the class name goes, as in 'a photo of a {}.'."
+        )
     return templates

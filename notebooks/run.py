@@ -22,9 +22,13 @@ HERE = Path(__file__).resolve().parent
 
 def main() -> None:
     """Run each notebook in its own kernel."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dataset", default="sample", help="parameter `dataset` of the notebooks")
-    parser.add_argument("--only", nargs="*", default=[""], metavar="NN", help="only notebooks that start so")
+    parser.add_argument(
+        "--only", nargs="*", default=[""], metavar="NN", help="only notebooks that start so"
+    )
     parser.add_argument("--refresh", action="store_true", help="renew what is committed")
     options = parser.parse_args()
     out = HERE.parent if options.refresh else HERE.parent / "out"
@@ -43,7 +47,11 @@ def run(notebook: Path, dataset: str, in_place: bool) -> None:
     target = HERE.parent / "out" / "notebooks" / dataset / notebook.name
     target.parent.mkdir(parents=True, exist_ok=True)
     parameters = {} if dataset == "sample" else {"dataset": dataset}
-    quiet = {"progress_bar": False, "log_output": False, "extra_arguments": ["--log-level=40"]}  # of the kernel: errors
+    quiet = {
+        "progress_bar": False,
+        "log_output": False,
+        "extra_arguments": ["--log-level=40"],
+    }  # of the kernel: errors
     papermill.execute_notebook(notebook, target, parameters, cwd=HERE, **quiet)
     if not in_place:
         return
@@ -74,7 +82,9 @@ def print_table(out: Path, dataset: str) -> None:
     if path.exists():
         metrics = json.loads(path.read_text())["metrics"]
         rows = {
-            (way.replace("_", " "), name): {k: f"{100 * v:.1f}%" for k, v in metrics[name][way].items() if "@" in k}
+            (way.replace("_", " "), name): {
+                k: f"{100 * v:.1f}%" for k, v in metrics[name][way].items() if "@" in k
+            }
             for way in ("image_to_text", "text_to_image")
             for name in ("trained", "untrained", "chance")
         }
@@ -82,7 +92,9 @@ def print_table(out: Path, dataset: str) -> None:
             f"\n{dataset}, test split: {metrics['trained']['images']} images, {metrics['trained']['captions']} captions"
         )
         print(pd.DataFrame(rows).T.to_string())
-    print(f"\nfigures: {out / 'figures' / dataset}\nresults: {out / 'report' / 'results' / dataset}")
+    print(
+        f"\nfigures: {out / 'figures' / dataset}\nresults: {out / 'report' / 'results' / dataset}"
+    )
     print(f"executed notebooks: {HERE.parent / 'out' / 'notebooks' / dataset}")
 
 

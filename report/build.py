@@ -23,7 +23,21 @@ from matplotlib import pyplot as plt
 from tables import measured
 
 HERE = Path(__file__).resolve().parent
-WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+WORDS = (
+    "no",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+)
 TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
@@ -64,10 +78,15 @@ class Text:
         for method in (self.figure, self.picture, self.table, self.see, self.formula, self.columns):
             environment.globals[method.__name__] = method
         template = environment.get_template(f"{name}.md")
-        for self.counts in (Counter(), Counter()):  # the second time, what comes later has its number
+        for self.counts in (
+            Counter(),
+            Counter(),
+        ):  # the second time, what comes later has its number
             self.markdown = template.render()
         if lost := [key for key, number in self.numbers.items() if not number]:
-            raise SystemExit(f"report/{name}.md speaks of {lost[0]!r}, but no figure or table is called so.")
+            raise SystemExit(
+                f"report/{name}.md speaks of {lost[0]!r}, but no figure or table is called so."
+            )
 
     def picture(self, name: str, alt: str, width: int = 100) -> str:
         """Return an image: drawn if ``drawings`` has a function of that name, else of ``figures``."""
@@ -75,7 +94,9 @@ class Text:
         if not file.exists() and "/" in name:
             shown = tables.ROOT / "figures" / f"{name}.png"
             if not shown.exists():
-                raise SystemExit(f"figures/{name}.png is missing. {tables.remedy(*name.split('/'))}")
+                raise SystemExit(
+                    f"figures/{name}.png is missing. {tables.remedy(*name.split('/'))}"
+                )
             shutil.copy(shown, file)
         elif not file.exists():
             with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
@@ -106,10 +127,16 @@ class Text:
         """Return a numbered table, the first of some Markdown; ``widths`` are parts of the whole, one a column."""
         lines = markdown.strip().split("\n\n")[0].splitlines()
         columns = lines[0].count("|") - 1
-        lines[1] = "|" + "|".join("-" * 9 * int(width) for width in (widths.split() or [1] * columns)) + "|"
+        lines[1] = (
+            "|"
+            + "|".join("-" * 9 * int(width) for width in (widths.split() or [1] * columns))
+            + "|"
+        )
         number = self.number("Table", name)
         caption = f"\n\n: **{number}.** {' '.join(caller().split())}" if caller else ""
-        body = re.sub(r"\[([\d.]+), ([\d.]+)\]", "[\\1,\u00a0\\2]", "\n".join(lines))  # an interval stays in one line
+        body = re.sub(
+            r"\[([\d.]+), ([\d.]+)\]", "[\\1,\u00a0\\2]", "\n".join(lines)
+        )  # an interval stays in one line
         attributes = f'#{anchor(name)} .wide tabindex="0" role="region" aria-label="{number}"'
         return f"\n::: {{{attributes}}}\n{body}{caption}\n:::\n"
 
@@ -126,16 +153,26 @@ class Text:
     def pandoc(self, to: str, *options: str) -> str:
         """Return the text in another format, with citations resolved."""
         style = HERE / "style" / f"{self.name}.{'html' if to == 'html5' else 'typ'}"
-        citations = ["--citeproc", f"--bibliography={HERE / 'references.bib'}", "--metadata=link-citations"]
+        citations = [
+            "--citeproc",
+            f"--bibliography={HERE / 'references.bib'}",
+            "--metadata=link-citations",
+        ]
         options = [*citations, f"--template={style}", *options]
         return pypandoc.convert_text(self.markdown, to, "markdown", extra_args=options)
 
     def html(self) -> str:
         """Return one page that needs no other file."""
-        slides = ["--section-divs"] if self.name == "slides" else ["--toc", "--toc-depth=2", "--number-sections"]
+        slides = (
+            ["--section-divs"]
+            if self.name == "slides"
+            else ["--toc", "--toc-depth=2", "--number-sections"]
+        )
         page = self.pandoc("html5", "--mathml", "--wrap=none", *slides)
         page = re.sub(r"<th(?=[ >])", '<th scope="col"', page)
-        page = re.sub(r"<tr>\s*<td([^>]*)>(.*?)</td>", r'<tr><th scope="row"\1>\2</th>', page, flags=re.DOTALL)
+        page = re.sub(
+            r"<tr>\s*<td([^>]*)>(.*?)</td>", r'<tr><th scope="row"\1>\2</th>', page, flags=re.DOTALL
+        )
         return re.sub(r'src="([\w.-]+)"', lambda m: f'src="{self.embedded(m[1])}"', page)
 
     def embedded(self, name: str) -> str:
@@ -150,11 +187,17 @@ class Text:
             text = text.replace(f'image("{name}"', f'image("{name}", alt: "{alt}"')
         for alt in self.formulas.values():
             text = re.sub(
-                r"^\$ (.*) \$$", rf'#math.equation(block: true, alt: "{alt}", $ \1 $)', text, count=1, flags=re.M
+                r"^\$ (.*) \$$",
+                rf'#math.equation(block: true, alt: "{alt}", $ \1 $)',
+                text,
+                count=1,
+                flags=re.M,
             )
         source = self.folder / "text.typ"
         source.write_text(text, encoding="utf-8")
-        typst.compile(source, path, root=self.folder, ignore_system_fonts=True, pdf_standards=["ua-1"])
+        typst.compile(
+            source, path, root=self.folder, ignore_system_fonts=True, pdf_standards=["ua-1"]
+        )
 
 
 def anchor(name: str) -> str:
@@ -174,14 +217,24 @@ def small(text: str) -> str:
 
 def against(ends: list[float], value: float) -> str:
     """Return where an interval lies as seen from a value."""
-    return "above" if ends[0] > value else "below" if ends[1] < value else "not distinguishable from"
+    return (
+        "above" if ends[0] > value else "below" if ends[1] < value else "not distinguishable from"
+    )
 
 
 def higher(scores: dict, values: tuple, intervals: dict | None = None) -> str:
     """Return in how many of the published numbers ours is the higher one, and in how many by more than its interval."""
-    pairs = [(key, value) for key, value in zip(tables.RECALLS, values, strict=True) if value is not None]
-    ahead = lambda ours: WORDS[sum(round(100 * ours(way, k), 1) > value for (way, k), value in pairs)]
-    clear = f" ({ahead(lambda way, k: intervals[way][k][0])} by more than the interval)" if intervals else ""
+    pairs = [
+        (key, value) for key, value in zip(tables.RECALLS, values, strict=True) if value is not None
+    ]
+    ahead = lambda ours: WORDS[
+        sum(round(100 * ours(way, k), 1) > value for (way, k), value in pairs)
+    ]
+    clear = (
+        f" ({ahead(lambda way, k: intervals[way][k][0])} by more than the interval)"
+        if intervals
+        else ""
+    )
     return f"{ahead(lambda way, k: scores[way][k])} of the {WORDS[len(pairs)]}{clear}"
 
 

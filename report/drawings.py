@@ -9,7 +9,7 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 from tables import CONTENDERS, PUBLISHED, measured
 
-from minicliplib import visualize as viz
+from minicliplib.analysis import figures as viz
 
 FROZEN, TRAINED, VECTOR = "#dde3ea", "#fde3c4", "#cfe8dc"
 
@@ -18,7 +18,10 @@ def towers() -> Figure:
     """Draw both towers, with what each part weighs and which parts train."""
     record = measured("flickr8k", "02_model")
     parameters, encoders = record["metrics"]["parameters"], record["config"]["encoders"]
-    stages = {name: row["stages"] for name, row in measured("benchmarks", "towers")["metrics"]["towers"].items()}
+    stages = {
+        name: row["stages"]
+        for name, row in measured("benchmarks", "towers")["metrics"]["towers"].items()
+    }
     fig, ax = plt.subplots(figsize=(7.4, 2.5))
     ax.set(xlim=(8, 97), ylim=(0, 36))
     ax.axis("off")
@@ -27,29 +30,55 @@ def towers() -> Figure:
         tower, head = parameters[f"{kind} tower"], parameters[f"{kind} head"]["trainable"]
         boxes = (
             (9, 11, "white", source),
-            (23, 19, FROZEN, f"{name}\nstages 1 to {stages[name] - tuned}\n{tower['frozen'] / 1e6:.1f} M, frozen"),
+            (
+                23,
+                19,
+                FROZEN,
+                f"{name}\nstages 1 to {stages[name] - tuned}\n{tower['frozen'] / 1e6:.1f} M, frozen",
+            ),
             (45, 17, TRAINED, f"last {tuned} stages\n{tower['trainable'] / 1e6:.1f} M, trained"),
             (65, 14, TRAINED, f"{kind} head\n{head / 1e6:.1f} M, trained"),
             (82, 13, VECTOR, f"vector\nof length 1\n({record['config']['heads']['dim']})"),
         )
         for (left, width, colour, text), after in zip(boxes, (*boxes[1:], None), strict=True):
             box = FancyBboxPatch(
-                (left, y - 5.5), width, 11, boxstyle="round,pad=0,rounding_size=1", fc=colour, ec="0.35"
+                (left, y - 5.5),
+                width,
+                11,
+                boxstyle="round,pad=0,rounding_size=1",
+                fc=colour,
+                ec="0.35",
             )
             ax.add_patch(box)
-            ax.text(left + width / 2, y, text, ha="center", va="center", fontsize=7.5, linespacing=1.35)
+            ax.text(
+                left + width / 2, y, text, ha="center", va="center", fontsize=7.5, linespacing=1.35
+            )
             if after:
                 _arrow(ax, (left + width, y), (after[0], y))
-        _arrow(ax, (88.5, y - 5.5 if kind == "image" else y + 5.5), (88.5, 20 if kind == "image" else 16))
-    ax.text(96, 18, "cosine × scale → InfoNCE", ha="right", va="center", fontsize=7.5, weight="bold")
+        _arrow(
+            ax,
+            (88.5, y - 5.5 if kind == "image" else y + 5.5),
+            (88.5, 20 if kind == "image" else 16),
+        )
+    ax.text(
+        96, 18, "cosine × scale → InfoNCE", ha="right", va="center", fontsize=7.5, weight="bold"
+    )
     ax.axvline(43.5, 0.03, 0.97, color="0.35", ls="--", lw=0.8)
-    for x, side, text in ((42.5, "right", "runs once, is cached"), (44.5, "left", "runs in every step")):
+    for x, side, text in (
+        (42.5, "right", "runs once, is cached"),
+        (44.5, "left", "runs in every step"),
+    ):
         ax.text(x, 18, text, ha=side, va="center", fontsize=7.5, style="italic")
     return fig
 
 
 def _arrow(ax, start: tuple, end: tuple) -> None:
-    ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "0.35", "shrinkA": 1, "shrinkB": 1, "lw": 1})
+    ax.annotate(
+        "",
+        end,
+        start,
+        arrowprops={"arrowstyle": "-|>", "color": "0.35", "shrinkA": 1, "shrinkB": 1, "lw": 1},
+    )
 
 
 def training() -> Figure:
@@ -84,7 +113,10 @@ def zero_shot() -> Figure:
     """Draw zero-shot accuracy on both labelled sets."""
     metrics = measured("flickr8k", "05_zero_shot")["metrics"]
     names = {"cifar10": "CIFAR-10", "caltech101": "Caltech-101"}
-    rows = {name: {"as it is": metrics[key], "calibrated": metrics[key]["calibrated"]} for key, name in names.items()}
+    rows = {
+        name: {"as it is": metrics[key], "calibrated": metrics[key]["calibrated"]}
+        for key, name in names.items()
+    }
     return _sized(viz.accuracy_bars(rows), 8, 2.9)
 
 
@@ -98,11 +130,17 @@ def by_mentions() -> Figure:
 def reading() -> Figure:
     """Draw how often a caption beats its false twin, with the image and without it."""
     twins = measured("flickr8k", "06_embedding")["metrics"]["reading"]
-    fig = viz.bars({name: 100 * row["true_wins"] for name, row in twins.items()}, "the true caption wins (%)", form="")
+    fig = viz.bars(
+        {name: 100 * row["true_wins"] for name, row in twins.items()},
+        "the true caption wins (%)",
+        form="",
+    )
     (ax,) = fig.axes
     for y, row in enumerate(twins.values()):
         ax.hlines(y, *(100 * end for end in row["interval"]), color="black")
-        ax.plot(100 * row["blind"], y, "o", color=viz.ORANGE, label=None if y else "without the image")
+        ax.plot(
+            100 * row["blind"], y, "o", color=viz.ORANGE, label=None if y else "without the image"
+        )
     ax.axvline(50, color="black", ls="--", label="a coin")
     ax.set_xlim(0, 100)
     ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
@@ -116,7 +154,11 @@ def ablations() -> Figure:
     fig = plt.figure(figsize=(8.6, 7.2))
     for column, half in zip(fig.subfigures(1, 2), halves, strict=True):
         sizes = [1.6 + len(study["rows"]) for study in half]
-        for ax, study in zip(column.subplots(len(half), 1, squeeze=False, height_ratios=sizes).flat, half, strict=True):
+        for ax, study in zip(
+            column.subplots(len(half), 1, squeeze=False, height_ratios=sizes).flat,
+            half,
+            strict=True,
+        ):
             viz.seed_dots(ax, study)
             ax.tick_params(labelsize=7)
             ax.set_title(study["title"], fontsize=8)
@@ -137,7 +179,12 @@ def peers() -> Figure:
             ms=3,
             label=re.sub("[*`]", "", label),
         )
-    ax.set(xlabel="minutes of training", ylabel="mean recall on test (%)", xlim=(0, None), ylim=(0, None))
+    ax.set(
+        xlabel="minutes of training",
+        ylabel="mean recall on test (%)",
+        xlim=(0, None),
+        ylim=(0, None),
+    )
     ax.legend(fontsize=8)
     return fig
 

@@ -3,7 +3,11 @@
 import os
 from tempfile import mkdtemp
 
-os.environ |= {"TQDM_DISABLE": "1", "ACCELERATE_USE_CPU": "1", "HF_HUB_OFFLINE": "1"}  # read when libraries load
+os.environ |= {
+    "TQDM_DISABLE": "1",
+    "ACCELERATE_USE_CPU": "1",
+    "HF_HUB_OFFLINE": "1",
+}  # read when libraries load
 os.environ["HF_HUB_CACHE"] = mkdtemp()  # empty, but for what a test puts there
 
 import pytest

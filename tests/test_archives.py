@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 import minicliplib as mc
-from minicliplib.archives import download, fetch, unpack
-from minicliplib.data import load_dataset
-from minicliplib.images import DataError, load_image
-from minicliplib.labelled import LABELLED
+from minicliplib.datasets.base import load_dataset
+from minicliplib.datasets.download import download, fetch, unpack
+from minicliplib.datasets.images import DataError, load_image
+from minicliplib.datasets.labelled import LABELLED
 
 PHOTOS = {"train": "a.jpg", "dev": "b.jpg", "test": "c.jpg"}
 PHOTO_ZIP, TEXT_ZIP = "Flickr8k_Dataset.zip", "Flickr8k_text.zip"
@@ -100,7 +100,9 @@ def contents(root):
 @pytest.mark.parametrize("kind", ["folder", "file URL", "path"])
 def test_download_from_a_folder(mirror, tmp_path, kind):
     place = {"folder": str(mirror), "file URL": mirror.as_uri(), "path": mirror}[kind]
-    root = download("flickr8k", tmp_path / "data", [place] if kind == "path" else place, progress=False)
+    root = download(
+        "flickr8k", tmp_path / "data", [place] if kind == "path" else place, progress=False
+    )
     assert root == tmp_path / "data"
     assert_whole(root)
     assert contents(root) == ["Flickr8k_Dataset", "Flickr8k_text"]
@@ -136,7 +138,10 @@ def test_coco_comes_from_its_two_official_places(tmp_path):
         file.writestr("annotations/captions_val2017.json", json.dumps(record))
     with serve(mirror) as (url, requests):
         assert download("coco", root, url, progress=False) == root
-        assert [path for path, _ in requests] == ["/zips/val2017.zip", "/annotations/annotations_trainval2017.zip"]
+        assert [path for path, _ in requests] == [
+            "/zips/val2017.zip",
+            "/annotations/annotations_trainval2017.zip",
+        ]
     assert contents(root) == ["annotations_trainval2017", "val2017"]
     assert len(load_dataset("coco", "train", root)) == 1
 
@@ -145,10 +150,16 @@ def test_a_part_of_coco_is_taken_where_it_lies(tmp_path):
     datasets = os.environ.get("MINICLIP_DATA") or Path(__file__).parents[2] / "shared" / "datasets"
     zips = Path(datasets) / "coco"
     if not (zips / "coco_val2017_subset.zip").exists():
-        pytest.skip(f"no {zips / 'coco_val2017_subset.zip'}: set MINICLIP_DATA to a folder that holds coco/")
+        pytest.skip(
+            f"no {zips / 'coco_val2017_subset.zip'}: set MINICLIP_DATA to a folder that holds coco/"
+        )
     root = mc.download("coco", tmp_path / "coco", [zips], progress=False)
     data = {split: load_dataset("coco", split, root) for split in ("train", "dev", "test")}
-    assert {split: len(part) for split, part in data.items()} == {"train": 1378, "dev": 250, "test": 250}
+    assert {split: len(part) for split, part in data.items()} == {
+        "train": 1378,
+        "dev": 250,
+        "test": 250,
+    }
     assert sum(len(part.flat_captions) for part in data.values()) == 9393
     assert mc.download("coco", root, progress=False) == root  # nothing left to do
 
@@ -270,7 +281,14 @@ def symlink(name):
 
 @pytest.mark.parametrize(
     "entry",
-    ["../evil.txt", "a/../../evil.txt", "/tmp/evil.txt", "..\\evil.txt", "C:\\evil.txt", symlink("link")],
+    [
+        "../evil.txt",
+        "a/../../evil.txt",
+        "/tmp/evil.txt",
+        "..\\evil.txt",
+        "C:\\evil.txt",
+        symlink("link"),
+    ],
 )
 def test_a_zip_cannot_write_outside_its_folder(tmp_path, entry):
     archive = make_zip(tmp_path / "bad.zip", {"good.txt": "good", entry: "/etc"})
@@ -297,7 +315,9 @@ def test_the_real_zips_give_the_official_splits(tmp_path):
     datasets = os.environ.get("MINICLIP_DATA") or Path(__file__).parents[2] / "shared" / "datasets"
     zips = Path(datasets) / "flickr8k"
     if not (zips / PHOTO_ZIP).exists():
-        pytest.skip(f"no {zips / PHOTO_ZIP}: set MINICLIP_DATA to a folder that holds flickr8k/{PHOTO_ZIP}")
+        pytest.skip(
+            f"no {zips / PHOTO_ZIP}: set MINICLIP_DATA to a folder that holds flickr8k/{PHOTO_ZIP}"
+        )
     root = get(tmp_path / "flickr8k", zips)
     assert len(list((root / "Flickr8k_Dataset").iterdir())) == 8091
     assert len(load_dataset("flickr8k", "train", root)) == 6000  # download has checked all three

@@ -1,9 +1,10 @@
 """The command line, called as a user calls it."""
 
 import json
-import os
 import re
 import runpy
+import shlex
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -11,189 +12,49 @@ from pathlib import Path
 import pytest
 
 import minicliplib as mc
-from minicliplib.__main__ import main
+from minicliplib.apps.cli import main
 
+COMMANDS = ["download", "train", "evaluate", "embed", "search", "classify", "demo"]
 QUICK = ["data.limit=16", "train.batch_size=8", "train.epochs=2", "train.warmup=0"]
+QUERY = "a thing on a beach"
+
+
+def miniclip(*words: str | Path) -> int:
+    """Call the command line with these words, and return its exit status."""
+    return main([str(word) for word in words])
+
+
+def set_options(settings: list[str]) -> list[str]:
+    """Return the options that change these settings: ``["--set", "train.epochs=2", ...]``."""
+    options = []
+    for setting in settings:
+        options += ["--set", setting]
+    return options
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    """The folder of a short run."""
     folder = tmp_path_factory.mktemp("cli") / "run"
-    assert main(["train", *(word for item in QUICK for word in ("--set", item)), "--out", str(folder)]) == 0
+    assert miniclip("train", *set_options(QUICK), "--out", folder) == 0
     return folder
 
 
 @pytest.fixture
 def photos(pairs, tmp_path):
+    """A folder of three images."""
     for i in range(3):
         pairs.images[i].save(tmp_path / f"{i}.png")
     return tmp_path
 
 
-def test_train_writes_a_run_and_goes_on_from_it(run, capsys):
-    assert {"config.json", "model.safetensors", "history.csv"} <= {path.name for path in run.iterdir()}
-    config = mc.load(run).config
-    assert (config.data.limit, config.train.epochs, config.train.batch_size) == (16, 2, 8)
-    stamp = (run / "model.safetensors").stat().st_mtime_ns
-    arguments = [word for item in QUICK for word in ("--set", item)]
-    assert main(["train", *arguments, "--out", str(run)]) == 0  # the same call again loads it
-    assert (run / "model.safetensors").stat().st_mtime_ns == stamp
-    out = capsys.readouterr().out
-    assert re.search(r"epoch +loss +log_batch .*dev_mean_recall", out)
-    assert len(re.findall(r"^ +[12] ", out, re.MULTILINE)) == 2
-    assert str(run) in out
+# ---- help ------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("default:Left out")
-def test_a_folder_of_ones_own_trains_without_what_cannot_be_read(pairs, tmp_path, capsys):
-    rows = [(f"{i:02}.png", pairs.captions[i][0]) for i in range(20)]
-    for (name, _), picture in zip(rows, pairs.images, strict=False):
-        picture.save(tmp_path / name)
-    (tmp_path / "captions.csv").write_text("image,caption\n" + "".join(f'{n},"{text}"\n' for n, text in rows))
-    train = mc.load_dataset("folder", "train", tmp_path).images
-    train[0].write_bytes(b"no photo")
-    options = ["data.name=folder", f"train.batch_size={len(train) - 1}", "train.epochs=1"]
-    arguments = ["train", "--root", str(tmp_path), *(word for item in options for word in ("--set", item))]
-    assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
-    said = f"Left out 1 of {len(train)} images of 'folder':\n  Cannot read the image {train[0]}"
-    assert said in capsys.readouterr().err
-    evaluate = ["evaluate", "--data", "folder", "--root", str(tmp_path), "--checkpoint", str(tmp_path / "run")]
-    before = mc.Config().updated(**{"data.name": "folder", "data.root": str(tmp_path)}).digest()
-    os.utime(tmp_path / "captions.csv", (1, 1))  # other captions are another run
-    assert mc.Config().updated(**{"data.name": "folder", "data.root": str(tmp_path)}).digest() != before
-    test = len(mc.load_dataset("folder", "test", tmp_path))
-    assert main(evaluate) == 0
-    assert f"{test} images, {test} captions" in capsys.readouterr().out
-
-
-def test_evaluate_prints_and_writes_what_the_library_measures(run, capsys, tmp_path):
-    arguments = ["evaluate", "--data", "sample", "--checkpoint", str(run), "--limit", "20"]
-    assert main([*arguments, "--json", str(tmp_path / "numbers.json")]) == 0
-    out = capsys.readouterr().out
-    assert "20 images, 100 captions" in out
-    assert {"R@1", "R@5", "R@10", "chance"} <= set(re.findall(r"R@\d+|chance", out))
-    numbers = json.loads((tmp_path / "numbers.json").read_text())
-    expected = mc.evaluate(mc.load(run), mc.load_dataset("sample", "test", limit=20))
-    assert numbers == json.loads(json.dumps(expected))
-    assert f"{numbers['scores']['text_to_image']['R@5']:.1%}" in out
-
-
-def test_search_by_sentence_and_by_image(run, photos, capsys):
-    arguments = ["search", "--images", str(photos), "--checkpoint", str(run), "-k", "2"]
-    assert main([*arguments, "a thing on a beach"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
-    scores = [float(line.split()[0]) for line in lines]
-    assert scores == sorted(scores, reverse=True)
-    assert main([*arguments, str(photos / "1.png"), "--by-image"]) == 0
-    best = capsys.readouterr().out.splitlines()[0]
-    assert best.split() == ["1.000", str(photos / "1.png")]
-    dataset = ["search", "--data", "folder", "--root", str(photos), "--checkpoint", str(run), "-k", "2"]
-    assert main([*dataset, "a thing on a beach"]) == 0
-    assert capsys.readouterr().out.splitlines() == lines
-
-
-def test_embed_keeps_an_index_that_search_opens(run, photos, tmp_path_factory, capsys):
-    out = str(tmp_path_factory.mktemp("index"))
-    (photos / "broken.jpg").write_bytes(b"no photo")
-    embed = ["embed", str(photos), "--out", out, "--checkpoint", str(run)]
-    assert main(embed) == 0
-    said = capsys.readouterr()
-    assert re.search(r"left out: Cannot read the image .*broken.jpg", said.err)
-    assert f"{out}: 3 of 4 images" in said.out
-    (photos / "broken.jpg").unlink()
-    stamps = {path: path.stat().st_mtime_ns for path in Path(out).glob("*.npy")}
-    assert main(embed) == 0  # nothing is new
-    assert {path: path.stat().st_mtime_ns for path in Path(out).glob("*.npy")} == stamps
-    assert f"{out}: 3 of 3 images" in capsys.readouterr().out
-    other = tmp_path_factory.mktemp("other")
-    (other / "x.png").write_bytes((photos / "0.png").read_bytes())
-    assert main(["embed", str(other), "--out", out, "--checkpoint", str(run)]) == 2
-    assert f"{out} holds images of another folder ({photos}): name another --out." in capsys.readouterr().err
-    assert main(["search", "a thing on a beach", "--index", out, "--checkpoint", str(run)]) == 0
-    from_index = capsys.readouterr().out
-    assert main(["search", "a thing on a beach", "--images", str(photos), "--checkpoint", str(run)]) == 0
-    assert capsys.readouterr().out == from_index
-    assert main(["search", "a thing on a beach", "--index", out]) == 2
-    assert "made with another model" in capsys.readouterr().err
-
-
-@pytest.mark.filterwarnings("default:Left out")
-def test_a_folder_is_searched_and_named_without_what_cannot_be_read(run, photos, capsys):
-    search = ["search", "a thing on a beach", "--images", str(photos), "--checkpoint", str(run)]
-    classify = ["classify", str(photos), "--labels", "a drawing,a dog", "--checkpoint", str(run)]
-    whole = []
-    for command in (search, classify):
-        assert main(command) == 0
-        whole.append(capsys.readouterr().out)
-    (photos / "broken.jpg").write_bytes(b"no photo")
-    for command, expected in zip((search, classify), whole, strict=True):
-        assert main(command) == 0
-        out, error = capsys.readouterr()
-        assert out == expected
-        said = rf"^miniclip {command[0]}: Left out 1 of 4 images of 'folder':\n  Cannot read the image .*broken.jpg"
-        assert re.search(said, error)
-    for path in photos.glob("*.png"):
-        path.write_bytes(b"no photo")
-    assert main(search) == 2
-    assert "No image of 'folder' can be read, of 4. The first: Cannot read the image" in capsys.readouterr().err
-
-
-def test_download_from_a_folder(tmp_path, capsys):
-    """What a whole copy looks like is tested in test_archives.py; here, that the options arrive."""
-    with zipfile.ZipFile(tmp_path / "Flickr8k_Dataset.zip", "w") as file:
-        file.writestr("Flicker8k_Dataset/a.jpg", b"")
-    assert main(["download", "flickr8k", "--root", str(tmp_path / "here"), "--from", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert "No mirror gave Flickr8k_text.zip" in error
-    assert str(tmp_path) in error
-    assert (tmp_path / "here" / "Flickr8k_Dataset").is_dir()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["download", "imagenet"], "no download for 'imagenet'. Known: flickr8k"),
-        (["train", "--preset", "imagenet"], "Unknown preset 'imagenet'. Known: sample, flickr8k"),
-        (["train", "--set", "train.epochs"], "--set takes NAME=VALUE"),
-        (["train", "--set", "train.epoch=3"], "no setting 'train.epoch'"),
-        (["train", "--set", "train.epochs=many"], "train.epochs takes int, not 'many'"),
-        (["train", "--set", "data.name=imagenet"], "Unknown dataset 'imagenet'. Known: sample"),
-        (["train", "--set", "data.limit=4"], "train.batch_size must be 2 to 4"),
-        (
-            ["train", "--set", "data.limit=8", "--set", "train.batch_size=8", "--set", "encoders.image=resnet5000"],
-            "'resnet5000' could not be loaded",
-        ),
-        (["evaluate", "--data", "imagenet", "--checkpoint", "RUN"], "Unknown dataset 'imagenet'"),
-        (["evaluate", "--data", "sample", "--split", "half", "--checkpoint", "RUN"], "no split 'half'"),
-        (["evaluate", "--data", "sample", "--limit", "0", "--checkpoint", "RUN"], "limit=0"),
-        (["evaluate", "--data", "flickr8k", "--root", "PHOTOS", "--checkpoint", "RUN"], "miniclip download flickr8k"),
-        (["evaluate", "--data", "sample", "--limit", "5", "--checkpoint", "nothing"], "no checkpoint 'nothing'"),
-        (["search", "a dog", "--images", "no-such-folder", "--checkpoint", "RUN"], "no folder no-such-folder"),
-        (["search", "a dog", "--index", "no-such-index", "--checkpoint", "RUN"], "no whole index in no-such-index"),
-        (["embed", "no-such-folder", "--out", "PHOTOS", "--checkpoint", "RUN"], "no folder no-such-folder"),
-        (["search", " ", "--images", "PHOTOS", "--checkpoint", "RUN"], "the query is empty"),
-        (
-            ["search", "no.jpg", "--by-image", "-k", "1", "--images", "PHOTOS", "--checkpoint", "RUN"],
-            "Cannot read the image no.jpg",
-        ),
-        (["search", "a dog", "-k", "9", "--images", "PHOTOS", "--checkpoint", "RUN"], "k must be from 1 to 3"),
-    ],
-)
-def test_a_wrong_input_is_one_line_and_status_2(arguments, message, run, photos, capsys):
-    places = {"RUN": str(run), "PHOTOS": str(photos)}
-    assert main([places.get(word, word) for word in arguments]) == 2
-    out, error = capsys.readouterr()
-    assert message in error
-    assert error.startswith(f"miniclip {arguments[0]}: ")
-    assert error.count("\n") == 1
-    assert "Traceback" not in out + error
-
-
-@pytest.mark.parametrize("command", ["", "download", "train", "evaluate", "embed", "search", "classify", "demo"])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_reads_well(command, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main([*command.split(), "--help"])
+        miniclip(*command.split(), "--help")
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith(f"usage: miniclip {command}")
@@ -203,41 +64,294 @@ def test_help_reads_well(command, capsys):
     assert "None" not in text
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["search"]])
-def test_a_wrong_command_shows_the_usage(arguments, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    assert "usage: miniclip" in capsys.readouterr().err
+SHOW_ALL_HELP = """
+import contextlib, io, sys
+from minicliplib.apps.cli import main
+
+for command in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main([*command.split(), "--help"])
+print(*sys.modules)
+"""
 
 
-def test_python_dash_m(monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "minicliplib.__main__")
-    monkeypatch.setattr(sys, "argv", ["minicliplib", "download", "imagenet"])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_module("minicliplib", run_name="__main__")
-    assert stopped.value.code == 2
-    assert "no download for 'imagenet'" in capsys.readouterr().err
+def test_help_loads_nothing_heavy():
+    heavy = {"torch", "torchvision", "timm", "transformers", "accelerate", "gradio", "lancedb"}
+    heavy |= {"pandas", "scipy", "skimage", "sklearn", "matplotlib", "seaborn", "requests"}
+    command = [sys.executable, "-c", SHOW_ALL_HELP, "", *COMMANDS]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = set(result.stdout.split())
+    assert "minicliplib.apps.cli" in loaded
+    assert loaded & heavy == set()
+
+
+# ---- train and evaluate ----------------------------------------------------------------------
+
+
+def test_train_writes_a_run_and_goes_on_from_it(run, capsys):
+    files = {path.name for path in run.iterdir()}
+    assert {"config.json", "model.safetensors", "history.csv"} <= files
+    config = mc.load(run).config
+    assert config.data.limit == 16
+    assert config.train.epochs == 2
+    assert config.train.batch_size == 8
+
+    # the same call again loads the run
+    stamp = (run / "model.safetensors").stat().st_mtime_ns
+    assert miniclip("train", *set_options(QUICK), "--out", run) == 0
+    assert (run / "model.safetensors").stat().st_mtime_ns == stamp
+    out = capsys.readouterr().out
+    assert re.search(r"epoch +loss +log_batch .*dev_mean_recall", out)
+    assert len(re.findall(r"^ +[12] ", out, re.MULTILINE)) == 2
+    assert str(run) in out
+
+
+@pytest.mark.filterwarnings("default:Left out")
+def test_a_folder_of_ones_own_trains_without_what_cannot_be_read(pairs, tmp_path, capsys):
+    # twenty images with a caption each, one of which cannot be read
+    lines = ["image,caption"]
+    for i in range(20):
+        pairs.images[i].save(tmp_path / f"{i:02}.png")
+        lines.append(f'{i:02}.png,"{pairs.captions[i][0]}"')
+    (tmp_path / "captions.csv").write_text("\n".join(lines) + "\n")
+    train = mc.load_dataset("folder", "train", tmp_path)
+    broken = train.images[0]
+    broken.write_bytes(b"no photo")
+
+    # it is left out of training, by name
+    settings = ["data.name=folder", f"train.batch_size={len(train) - 1}", "train.epochs=1"]
+    folder = tmp_path / "run"
+    options = [*set_options(settings), "--out", folder]
+    assert miniclip("train", "--root", tmp_path, *options) == 0
+    error = capsys.readouterr().err
+    assert f"Left out 1 of {len(train)} images of 'folder':\n" in error
+    assert f"Cannot read the image {broken}" in error
+
+    # the test split of a folder can be measured
+    test = mc.load_dataset("folder", "test", tmp_path)
+    where = ["--data", "folder", "--root", tmp_path]
+    assert miniclip("evaluate", *where, "--checkpoint", folder) == 0
+    assert f"{len(test)} images, {len(test)} captions" in capsys.readouterr().out
+
+
+def test_other_captions_of_ones_own_folder_are_another_run(pairs, tmp_path, capsys):
+    for i in range(20):
+        pairs.images[i].save(tmp_path / f"{i:02}.png")
+    settings = ["data.name=folder", "train.batch_size=4", "train.epochs=1"]
+    command = ["train", "--root", tmp_path, *set_options(settings)]
+
+    folders = set()
+    for caption in ("A dog.", "A cat.", "A cat."):
+        lines = [f"{i:02}.png,{caption}" for i in range(20)]
+        (tmp_path / "captions.csv").write_text("\n".join(["image,caption", *lines]) + "\n")
+        assert miniclip(*command) == 0
+        folders.add(capsys.readouterr().out.splitlines()[-1])
+    assert len(folders) == 2
+
+
+def test_evaluate_prints_and_writes_what_the_library_measures(run, capsys, tmp_path):
+    where = ["--data", "sample", "--limit", "20", "--checkpoint", run]
+    assert miniclip("evaluate", *where, "--json", tmp_path / "numbers.json") == 0
+    out = capsys.readouterr().out
+    assert "20 images, 100 captions" in out
+    for column in ("R@1", "R@5", "R@10", "chance"):
+        assert column in out
+
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    expected = mc.evaluate(mc.load(run), mc.load_dataset("sample", "test", limit=20))
+    assert numbers == json.loads(json.dumps(expected))
+    assert f"{numbers['scores']['text_to_image']['R@5']:.1%}" in out
+
+
+# ---- search and embed ------------------------------------------------------------------------
+
+
+def test_search_by_sentence_and_by_image(run, photos, capsys):
+    options = ["--checkpoint", run, "-k", "2"]
+    assert miniclip("search", QUERY, "--images", photos, *options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    scores = [float(line.split()[0]) for line in lines]
+    assert scores == sorted(scores, reverse=True)
+
+    image = photos / "1.png"
+    assert miniclip("search", image, "--by-image", "--images", photos, *options) == 0
+    best = capsys.readouterr().out.splitlines()[0]
+    assert best.split() == ["1.000", str(image)]
+
+    # a folder can also be named as a dataset
+    assert miniclip("search", QUERY, "--data", "folder", "--root", photos, *options) == 0
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_embed_keeps_an_index_that_search_opens(run, photos, tmp_path_factory, capsys):
+    out = tmp_path_factory.mktemp("index")
+    embed = ["embed", photos, "--out", out, "--checkpoint", run]
+
+    def stamps() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in out.glob("*.npy")}
+
+    # what cannot be read is named and left out
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    assert miniclip(*embed) == 0
+    said = capsys.readouterr()
+    assert re.search(r"left out: Cannot read the image .*broken.jpg", said.err)
+    assert f"{out}: 3 of 4 images" in said.out
+
+    # where nothing is new, nothing is written
+    (photos / "broken.jpg").unlink()
+    before = stamps()
+    assert miniclip(*embed) == 0
+    assert stamps() == before
+    assert f"{out}: 3 of 3 images" in capsys.readouterr().out
+
+    # another folder may not take the place of the first
+    other = tmp_path_factory.mktemp("other")
+    (other / "x.png").write_bytes((photos / "0.png").read_bytes())
+    assert miniclip("embed", other, "--out", out, "--checkpoint", run) == 2
+    error = capsys.readouterr().err
+    assert f"{out} holds images of another folder ({photos})" in error
+
+    # search finds the same in the index and in the folder
+    assert miniclip("search", QUERY, "--index", out, "--checkpoint", run) == 0
+    from_index = capsys.readouterr().out
+    assert miniclip("search", QUERY, "--images", photos, "--checkpoint", run) == 0
+    assert capsys.readouterr().out == from_index
+
+    # an index belongs to the model that has made it
+    assert miniclip("search", QUERY, "--index", out) == 2
+    assert "another model" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default:Left out")
+def test_a_folder_is_used_without_what_cannot_be_read(run, photos, capsys):
+    commands = [
+        ["search", QUERY, "--images", photos, "--checkpoint", run],
+        ["search", QUERY, "--data", "folder", "--root", photos, "--checkpoint", run],
+        ["classify", photos, "--labels", "a drawing,a dog", "--checkpoint", run],
+    ]
+    whole = []
+    for command in commands:
+        assert miniclip(*command) == 0
+        whole.append(capsys.readouterr().out)
+
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    for command, expected in zip(commands, whole, strict=True):
+        assert miniclip(*command) == 0
+        out, error = capsys.readouterr()
+        assert out == expected
+        assert error.startswith(f"miniclip {command[0]}: Left out 1 of 4 images of 'folder':\n")
+        assert re.search(r"\n  Cannot read the image .*broken.jpg", error)
+
+    for path in photos.glob("*.png"):
+        path.write_bytes(b"no photo")
+    assert miniclip(*commands[0]) == 2
+    error = capsys.readouterr().err
+    assert "No image of 'folder' can be read, of 4." in error
+    assert "Cannot read the image" in error
+
+
+# ---- classify and download -------------------------------------------------------------------
 
 
 def test_classify_names_images_and_measures_on_class_folders(photos, tmp_path, capsys):
-    assert main(["classify", str(photos), "--labels", "a drawing,a photo of a dog", "-k", "2"]) == 0
+    assert miniclip("classify", photos, "--labels", "a drawing,a photo of a dog", "-k", "2") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
-    assert re.fullmatch(r".*0\.png: a (drawing|photo of a dog) \d+%, a (drawing|photo of a dog) \d+%", lines[0])
+    guess = r"a (drawing|photo of a dog) \d+%"
+    assert re.fullmatch(rf".*0\.png: {guess}, {guess}", lines[0])
+
+    # the same image in two classes: one of the two is wrong
     for name in ("beach", "room"):
-        (tmp_path / "classes" / name).mkdir(parents=True)
-        mc.load_image(photos / "0.png").save(tmp_path / "classes" / name / "0.png")
-    assert main(["classify", str(tmp_path / "classes")]) == 0
+        folder = tmp_path / "classes" / name
+        folder.mkdir(parents=True)
+        mc.load_image(photos / "0.png").save(folder / "0.png")
+    assert miniclip("classify", tmp_path / "classes") == 0
     out = capsys.readouterr().out
     assert "2 images, 2 classes" in out
     assert re.search(r"top1 50\.0% \[0\.0%, 100\.0%\], chance 50\.0%", out)
 
 
 def test_classify_refuses_bad_input_in_one_line(photos, capsys):
-    assert main(["classify", str(photos)]) == 2  # no class folders in it
-    assert main(["classify", str(photos / "0.png"), "--labels", "cat,cat"]) == 2
-    assert main(["classify", str(photos / "gone.png"), "--labels", "cat,dog"]) == 2
+    image = photos / "0.png"
+    no_class_folders = ["classify", photos]
+    twice = ["classify", image, "--labels", "cat,cat"]
+    no_image = ["classify", photos / "gone.png", "--labels", "cat,dog"]
+    for command in (no_class_folders, twice, no_image):
+        assert miniclip(*command) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 3
     assert "'cat' stands twice" in errors[1]
+
+
+def test_download_from_a_folder(tmp_path, capsys):
+    """What a whole copy looks like is tested in test_archives.py; here, that the options arrive."""
+    with zipfile.ZipFile(tmp_path / "Flickr8k_Dataset.zip", "w") as file:
+        file.writestr("Flicker8k_Dataset/a.jpg", b"")
+    target = tmp_path / "here"
+    assert miniclip("download", "flickr8k", "--root", target, "--from", tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "Flickr8k_text.zip" in error
+    assert str(tmp_path) in error
+    assert (target / "Flickr8k_Dataset").is_dir()
+
+
+# ---- wrong input -----------------------------------------------------------------------------
+
+# Each command with the words that its error has to name. RUN and PHOTOS stand for the fixtures.
+WRONG = [
+    ("download imagenet", ["'imagenet'", "flickr8k"]),
+    ("train --preset imagenet", ["preset 'imagenet'", "sample, flickr8k"]),
+    ("train --set train.epochs", ["NAME=VALUE"]),
+    ("train --set train.epoch=3", ["setting 'train.epoch'"]),
+    ("train --set train.epochs=many", ["train.epochs", "int", "'many'"]),
+    ("train --set data.name=imagenet", ["dataset 'imagenet'", "sample"]),
+    ("train --set data.limit=4", ["train.batch_size", "2 to 4"]),
+    (
+        "train --set data.limit=8 --set train.batch_size=8 --set encoders.image=resnet5000",
+        ["'resnet5000'"],
+    ),
+    ("evaluate --data imagenet --checkpoint RUN", ["dataset 'imagenet'"]),
+    ("evaluate --data sample --split half --checkpoint RUN", ["split 'half'"]),
+    ("evaluate --data sample --limit 0 --checkpoint RUN", ["limit=0"]),
+    ("evaluate --data flickr8k --root PHOTOS --checkpoint RUN", ["miniclip download flickr8k"]),
+    ("evaluate --data sample --limit 5 --checkpoint nothing", ["checkpoint 'nothing'"]),
+    ("search 'a dog' --images no-such-folder --checkpoint RUN", ["folder no-such-folder"]),
+    ("search 'a dog' --index no-such-index --checkpoint RUN", ["index in no-such-index"]),
+    ("embed no-such-folder --out PHOTOS --checkpoint RUN", ["folder no-such-folder"]),
+    ("search ' ' --images PHOTOS --checkpoint RUN", ["query is empty"]),
+    (
+        "search no.jpg --by-image -k 1 --images PHOTOS --checkpoint RUN",
+        ["Cannot read the image no.jpg"],
+    ),
+    ("search 'a dog' -k 9 --images PHOTOS --checkpoint RUN", ["k must be from 1 to 3"]),
+]
+
+
+@pytest.mark.parametrize(("command", "named"), WRONG)
+def test_a_wrong_input_is_one_line_and_status_2(command, named, run, photos, capsys):
+    places = {"RUN": run, "PHOTOS": photos}
+    words = shlex.split(command)
+    assert miniclip(*[places.get(word, word) for word in words]) == 2
+    out, error = capsys.readouterr()
+    for text in named:
+        assert text in error
+    assert error.startswith(f"miniclip {words[0]}: ")
+    assert error.count("\n") == 1
+    assert "Traceback" not in out + error
+
+
+@pytest.mark.parametrize("command", ["", "fly", "search", "embed photos --out index --root data"])
+def test_a_wrong_command_shows_the_usage(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        miniclip(*command.split())
+    assert stopped.value.code == 2
+    assert "usage: miniclip" in capsys.readouterr().err
+
+
+def test_python_dash_m(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["minicliplib", "download", "imagenet"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("minicliplib", run_name="__main__")
+    assert stopped.value.code == 2
+    assert "'imagenet'" in capsys.readouterr().err

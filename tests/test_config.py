@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import minicliplib as mc
-from minicliplib import config as places
+from minicliplib import paths as places
 
 CHANGED = mc.Config().updated(**{"train.epochs": 3, "encoders.image": "resnet50", "loss.name": "sigmoid", "seed": 7})
 
@@ -122,8 +122,8 @@ def test_places_follow_the_environment(tmp_path, monkeypatch):
 
 def test_progress_bars_can_be_turned_off(monkeypatch):
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    assert not places.no_bar(progress=True)
-    assert places.no_bar(progress=False)
+    assert not places.not show_bars(progress=True)
+    assert places.not show_bars(progress=False)
     for value, off in (("1", True), ("0", False), ("", False)):
         monkeypatch.setenv("TQDM_DISABLE", value)
-        assert places.no_bar(progress=True) == off
+        assert places.not show_bars(progress=True) == off

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 import minicliplib as mc
-from minicliplib.data import ASSETS, DATASETS, CaptionedImages, clean_caption, load_dataset
-from minicliplib.images import DataError, image_files, load_image
-from minicliplib.scenes import make_scene
+from minicliplib.datasets.base import ASSETS, DATASETS, CaptionedImages, clean_caption, load_dataset
+from minicliplib.datasets.images import DataError, image_files, load_image
+from minicliplib.datasets.scenes import make_scene
 
 SPLITS = {"train": ["c.jpg", "a.jpg"], "dev": ["b.jpg"], "test": ["d.jpg", "e.jpg"]}
 RAW = ["A dog .", 'A dog that says " woof " .', "A dog , running .", "dog", "The dog 's ball ."]
@@ -40,7 +40,11 @@ def write_lists(folder):
 def token_lines():
     names = sorted(n for names in SPLITS.values() for n in names)
     # like the official file, with the key of a photo that no distribution holds
-    return [f"{n}#{k}\t{n[0]} {RAW[k]}" for n in [*names, "2258277193_586949ec62.jpg.1"] for k in range(5)]
+    return [
+        f"{n}#{k}\t{n[0]} {RAW[k]}"
+        for n in [*names, "2258277193_586949ec62.jpg.1"]
+        for k in range(5)
+    ]
 
 
 def original(root, photos="Flicker8k_Dataset", texts="."):
@@ -82,7 +86,10 @@ def csv_field(text):
         ("A dog 's ball that does n't roll", "A dog's ball that doesn't roll"),
         ("A sign with ' free hugs ' .", "A sign with free hugs."),
         ("A slip 'n' slide at five o'clock", "A slip 'n' slide at five o'clock"),
-        ("A lens ( almost fish eye ) of S.C.U.B.A. divers", "A lens (almost fish eye) of S.C.U.B.A. divers"),
+        (
+            "A lens ( almost fish eye ) of S.C.U.B.A. divers",
+            "A lens (almost fish eye) of S.C.U.B.A. divers",
+        ),
         ("A .22 rifle", "A .22 rifle"),
         ("Ein Café – draußen .", "Ein Café – draußen."),
         (' " ', ""),
@@ -98,8 +105,8 @@ def test_owner_and_flat_captions_follow_the_images():
     data = CaptionedImages("mine", "all", images, [["a", "b"], [], ["c"], ["d", "e", "f"]])
     assert len(data) == 4
     assert data.flat_captions == ["a", "b", "c", "d", "e", "f"]
-    assert data.owner.tolist() == [0, 0, 2, 3, 3, 3]
-    assert data.owner.dtype == np.int64
+    assert data.image_of_caption.tolist() == [0, 0, 2, 3, 3, 3]
+    assert data.image_of_caption.dtype == np.int64
     part = data.subset(np.array([3, 0]))
     assert part.captions == [["d", "e", "f"], ["a", "b"]]
     assert load_image(part.images[1]).getpixel((0, 0)) == (255, 0, 0)
@@ -108,8 +115,8 @@ def test_owner_and_flat_captions_follow_the_images():
 
 def test_owner_without_captions_is_an_empty_array_of_integers():
     data = CaptionedImages("mine", "all", [Image.new("RGB", (2, 2))], [[]])
-    assert data.owner.shape == (0,)
-    assert data.owner.dtype == np.int64
+    assert data.image_of_caption.shape == (0,)
+    assert data.image_of_caption.dtype == np.int64
 
 
 # ---- load_image ------------------------------------------------------------------------------------
@@ -133,31 +140,48 @@ def test_transparency_becomes_white(tmp_path):
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
     image = load_image(tmp_path / "deep.png")
-    assert [image.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (100, 100, 100), (255, 255, 255)]
+    assert [image.getpixel((x, 0)) for x in range(3)] == [
+        (0, 0, 0),
+        (100, 100, 100),
+        (255, 255, 255),
+    ]
 
 
 def test_thirty_two_bits_are_scaled_by_the_brightest(tmp_path):
     for dtype in (np.int32, np.float32):
         Image.fromarray(np.array([[0, 100, 200]], dtype)).save(tmp_path / "deep.tif")
-        assert [load_image(tmp_path / "deep.tif").getpixel((x, 0))[0] for x in range(3)] == [0, 127, 255]
+        assert [load_image(tmp_path / "deep.tif").getpixel((x, 0))[0] for x in range(3)] == [
+            0,
+            127,
+            255,
+        ]
 
 
 @pytest.mark.parametrize(
-    ("mode", "file"), [("RGB", "a.webp"), ("LA", "a.png"), ("PA", "a.tif"), ("I;16B", "a.tif"), ("CMYK", "a.tif")]
+    ("mode", "file"),
+    [("RGB", "a.webp"), ("LA", "a.png"), ("PA", "a.tif"), ("I;16B", "a.tif"), ("CMYK", "a.tif")],
 )
 def test_rarer_kinds_show_what_they_hold(tmp_path, mode, file):
     grey = Image.new("L", (16, 16), 255)
     grey.paste(0, (0, 0, 8, 16))
-    picture = grey.convert("RGBA").convert(mode) if mode != "I;16B" else Image.fromarray(np.array(grey, ">u2") * 257)
+    picture = (
+        grey.convert("RGBA").convert(mode)
+        if mode != "I;16B"
+        else Image.fromarray(np.array(grey, ">u2") * 257)
+    )
     if file == "a.webp":  # of an animation the first frame
-        picture.save(tmp_path / file, save_all=True, append_images=[picture.rotate(180)], lossless=True)
+        picture.save(
+            tmp_path / file, save_all=True, append_images=[picture.rotate(180)], lossless=True
+        )
     else:
         picture.save(tmp_path / file)
     image = load_image(tmp_path / file)
     assert (image.getpixel((2, 2)), image.getpixel((13, 13))) == ((0, 0, 0), (255, 255, 255))
 
 
-@pytest.mark.parametrize(("mode", "color", "file"), [("L", 90, "l.png"), ("1", 1, "1.png"), ("CMYK", 0, "c.jpg")])
+@pytest.mark.parametrize(
+    ("mode", "color", "file"), [("L", 90, "l.png"), ("1", 1, "1.png"), ("CMYK", 0, "c.jpg")]
+)
 def test_other_modes_become_rgb(tmp_path, mode, color, file):
     Image.new(mode, (8, 8), color).save(tmp_path / file)
     expected = {"L": (90, 90, 90), "1": (255, 255, 255), "CMYK": (255, 255, 255)}[mode]
@@ -176,15 +200,22 @@ def test_first_frame_of_a_gif(tmp_path):
 def test_exif_rotation_is_applied(tmp_path, file, hint):
     image = Image.new("RGB", (200, 100), "white")
     image.paste("black", (0, 0, 100, 100))
-    turn = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)  # clockwise: what is stored on the left belongs on top
-    odd = struct.pack("<HHI4s", 0x0100, 2, 4, b"big")  # a width in words, on which ImageOps.exif_transpose fails
+    turn = struct.pack(
+        "<HHIHH", 0x0112, 3, 1, 6, 0
+    )  # clockwise: what is stored on the left belongs on top
+    odd = struct.pack(
+        "<HHI4s", 0x0100, 2, 4, b"big"
+    )  # a width in words, on which ImageOps.exif_transpose fails
     tags = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + odd + turn + bytes(4)
     only_turned = Image.Exif()
     only_turned[0x0112] = 6
     image.save(tmp_path / file, exif=only_turned if file.endswith("tif") else tags)
     upright = load_image(tmp_path / file, hint)
     assert upright.size == ((25, 50) if hint and file.endswith("jpg") else (100, 200))
-    assert (upright.getpixel((5, 2)), upright.getpixel((5, 47 * upright.height // 50))) == ((0,) * 3, (255,) * 3)
+    assert (upright.getpixel((5, 2)), upright.getpixel((5, 47 * upright.height // 50))) == (
+        (0,) * 3,
+        (255,) * 3,
+    )
 
 
 def test_hint_decodes_a_large_jpeg_small_but_not_below(tmp_path):
@@ -261,7 +292,10 @@ def test_unknown_names_are_refused_with_the_known():
 def test_sample_needs_no_download():
     data = load_dataset("sample", "dev", limit=3)
     assert (len(data), data.name, data.split) == (3, "sample", "dev")
-    assert all(len(texts) == 5 and all(clean_caption(t) == t != "" for t in texts) for texts in data.captions)
+    assert all(
+        len(texts) == 5 and all(clean_caption(t) == t != "" for t in texts)
+        for texts in data.captions
+    )
     assert load_image(data.images[2]).mode == "RGB"
     again = load_dataset("sample", "dev", limit=2)
     assert again.captions == data.captions[:2]
@@ -291,7 +325,9 @@ def test_flickr8k_layouts_give_the_same_captions_in_the_order_of_the_lists(tmp_p
         assert [path.name for path in data.images] == names
         assert data.captions == [[f"{name[0]} {text}" for text in CLEAN] for name in names]
         assert all(image.size == (12, 8) for image in map(load_image, data.images))
-    assert [path.name for path in load_dataset("flickr8k", "test", root, limit=1).images] == ["d.jpg"]
+    assert [path.name for path in load_dataset("flickr8k", "test", root, limit=1).images] == [
+        "d.jpg"
+    ]
 
 
 def official(split):
@@ -340,7 +376,10 @@ def broken_flickr8k(root, what):
         case "e.jpg":
             (root / "Flicker8k_Dataset" / what).unlink()
         case "4 captions":
-            write(root / "Flickr8k.token.txt", *[line for line in token_lines() if "e.jpg#4" not in line])
+            write(
+                root / "Flickr8k.token.txt",
+                *[line for line in token_lines() if "e.jpg#4" not in line],
+            )
         case "Row 3":
             lines = token_lines()
             write(root / "Flickr8k.token.txt", *lines[:2], "d.jpg#0 no tab", *lines[2:])
@@ -391,7 +430,7 @@ def test_folder_with_captions(folder):
     (folder / "captions.csv").write_text("\n".join(["image,caption", *rows]), encoding="utf-8-sig")
     data = load_dataset("folder", "all", folder)
     assert data.captions == [['A dog, "running".'], [], ["A cat.", "Two cats"]]
-    assert data.owner.tolist() == [0, 2, 2]
+    assert data.image_of_caption.tolist() == [0, 2, 2]
     assert load_dataset("folder", root=folder, limit=1).captions == [['A dog, "running".']]
 
 
@@ -399,9 +438,15 @@ def test_a_folder_with_captions_has_three_splits_that_share_nothing(tmp_path):
     for i in range(90):
         picture(tmp_path / f"{i:02}.png")
     write(tmp_path / "captions.csv", "image,caption", *(f"{i:02}.png,Thing {i}" for i in range(70)))
-    load = lambda: {split: load_dataset("folder", split, tmp_path) for split in ("train", "dev", "test")}
+    load = lambda: {
+        split: load_dataset("folder", split, tmp_path) for split in ("train", "dev", "test")
+    }
     parts = load()
-    assert sum(map(len, parts.values())) == len({path for data in parts.values() for path in data.images}) == 70
+    assert (
+        sum(map(len, parts.values()))
+        == len({path for data in parts.values() for path in data.images})
+        == 70
+    )
     assert min(map(len, parts.values())) > 0
     for data in parts.values():
         assert data.captions == [[f"Thing {int(path.stem)}"] for path in data.images]
@@ -410,21 +455,29 @@ def test_a_folder_with_captions_has_three_splits_that_share_nothing(tmp_path):
     for split, data in load().items():  # an image keeps its split while the folder grows
         assert {*parts[split].images} <= {*data.images}
     write(tmp_path / "captions.csv", "image,caption", "01.png,Thing 1")
-    with pytest.raises(DataError, match=r"1 images have captions in .*captions.csv: three splits need 6"):
+    with pytest.raises(
+        DataError, match=r"1 images have captions in .*captions.csv: three splits need 6"
+    ):
         load_dataset("folder", "train", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["image,text", "b.jpg,A dog"], r"captions.csv has no column caption. Its first row: image, text"),
+        (
+            ["image,text", "b.jpg,A dog"],
+            r"captions.csv has no column caption. Its first row: image, text",
+        ),
         ([""], r"captions.csv has no column caption or image"),
         (["image,caption", "b.jpg,A dog", "x.jpg,A cat"], r"Row 3 of .*captions.csv .*'x.jpg'"),
         (["image,caption", "../b.jpg,A dog"], r"Row 2 of .*'../b.jpg'"),
         (["image,caption", "b.jpg,A dog", 'b.jpg," "'], r"Row 3 of .* empty caption"),
         (["image,caption", "b.jpg"], r"Row 2 of .* empty caption"),
         (["image,caption", "b.jpg,A dog, running"], r"Row 2 of .* too many columns"),
-        (["image,caption", "b.jpg,A dog", 'b.jpg,"A dog', "a.png,A cat"], r"Row 3 of .* not sound CSV"),
+        (
+            ["image,caption", "b.jpg,A dog", 'b.jpg,"A dog', "a.png,A cat"],
+            r"Row 3 of .* not sound CSV",
+        ),
     ],
 )
 def test_a_bad_captions_file_is_refused_by_row(folder, lines, message):
@@ -453,7 +506,9 @@ def test_a_corrupt_image_is_refused_when_used_or_skipped_by_option(folder):
     assert len(data) == 4
     with pytest.raises(DataError, match=r"cut.jpg"):
         load_image(data.images[2])
-    with pytest.warns(UserWarning, match=r"Left out 1 of 4 images of 'folder':\n.*cut.jpg") as caught:
+    with pytest.warns(
+        UserWarning, match=r"Left out 1 of 4 images of 'folder':\n.*cut.jpg"
+    ) as caught:
         data = load_dataset("folder", root=folder, on_bad="skip")
     assert caught[0].filename == __file__
     assert [path.name for path in data.images] == ["a.png", "b.jpg", "c.jpg"]
@@ -467,12 +522,18 @@ def test_every_real_caption_comes_out_clean():
     datasets = os.environ.get("MINICLIP_DATA") or Path(__file__).parents[2] / "shared" / "datasets"
     zipped = Path(datasets) / "flickr8k" / "Flickr8k_text.zip"
     if not zipped.exists():
-        pytest.skip(f"no {zipped}: set MINICLIP_DATA to a folder that holds flickr8k/Flickr8k_text.zip")
+        pytest.skip(
+            f"no {zipped}: set MINICLIP_DATA to a folder that holds flickr8k/Flickr8k_text.zip"
+        )
     lines = zipfile.ZipFile(zipped).read("Flickr8k.token.txt").decode().splitlines()
     captions = [clean_caption(line.split("\t")[1]) for line in lines]
     assert len(captions) == 40460
     assert all(captions)
-    assert not [text for text in captions if "  " in text or " ." in text or " ," in text or text.count('"') % 2]
+    assert not [
+        text
+        for text in captions
+        if "  " in text or " ." in text or " ," in text or text.count('"') % 2
+    ]
     assert [clean_caption(text) for text in captions] == captions
 
 
@@ -514,7 +575,7 @@ def test_torchvisions_cifar10_is_read(tmp_path, monkeypatch):
             self.data = np.zeros((2, 32, 32, 3), np.uint8)
             self.targets, self.classes = [1, 0], ["airplane", "automobile"]
 
-    monkeypatch.setattr("minicliplib.labelled.CIFAR10", Two)
+    monkeypatch.setattr("minicliplib.datasets.labelled.CIFAR10", Two)
     (tmp_path / "cifar-10-batches-py").mkdir()
     data = mc.load_labelled("cifar10", tmp_path)
     assert data.labels.tolist() == [1, 0]
@@ -532,13 +593,21 @@ def test_expert_judgements_leave_out_a_photos_own_captions(tmp_path):
     (tmp_path / "Images").mkdir()
     rows = [f"{name}.jpg#{i}\tcaption {i} of {name}" for name in "ab" for i in range(2)]
     (tmp_path / "Flickr8k.token.txt").write_text("\n".join(rows) + "\n")
-    (tmp_path / "ExpertAnnotations.txt").write_text("a.jpg\tb.jpg#1\t1\t2\t4\na.jpg\ta.jpg#0\t4\t4\t4\n")
-    (tmp_path / "CrowdFlowerAnnotations.txt").write_text("b.jpg\ta.jpg#0\t0.25\t1\t3\nb.jpg\tb.jpg#0\t1.0\t3\t0\n")
+    (tmp_path / "ExpertAnnotations.txt").write_text(
+        "a.jpg\tb.jpg#1\t1\t2\t4\na.jpg\ta.jpg#0\t4\t4\t4\n"
+    )
+    (tmp_path / "CrowdFlowerAnnotations.txt").write_text(
+        "b.jpg\ta.jpg#0\t0.25\t1\t3\nb.jpg\tb.jpg#0\t1.0\t3\t0\n"
+    )
     expert, crowd = mc.load_judgements("expert", tmp_path), mc.load_judgements("crowd", tmp_path)
     assert expert["rating"].tolist() == [1, 2, 4]
     assert set(expert["caption"]) == {"caption 1 of b"}
     assert crowd["rating"].tolist() == [0.25, 1.0]
-    assert crowd.iloc[0].to_dict() == {"image": tmp_path / "Images/b.jpg", "caption": "caption 0 of a", "rating": 0.25}
+    assert crowd.iloc[0].to_dict() == {
+        "image": tmp_path / "Images/b.jpg",
+        "caption": "caption 0 of a",
+        "rating": 0.25,
+    }
     with pytest.raises(mc.DataError, match="Known: expert, crowd"):
         mc.load_judgements("friends", tmp_path)
 
@@ -563,7 +632,10 @@ def coco(root, part, ids, absent=()):
     """Make a part of COCO in its official form, its images empty files: two captions each, the second odd."""
     images = [{"id": i, "file_name": f"{i:012}.jpg", "license": 1} for i in ids]
     texts = [(i, text) for i in ids for text in (f"Thing {i}.", f"Thing {i}  again \n")]
-    record = {"images": images[::-1], "annotations": [{"image_id": i, "caption": text} for i, text in texts]}
+    record = {
+        "images": images[::-1],
+        "annotations": [{"image_id": i, "caption": text} for i, text in texts],
+    }
     (root / part).mkdir(parents=True)
     for image in images:
         if image["id"] not in absent:
@@ -579,7 +651,11 @@ def numbers(data):
 def test_coco_val_alone_is_split_three_ways(tmp_path):
     coco(tmp_path / "deeper", "val2017", range(520))
     parts = {split: load_dataset("coco", split, tmp_path) for split in ("train", "dev", "test")}
-    assert {split: len(data) for split, data in parts.items()} == {"train": 20, "dev": 250, "test": 250}
+    assert {split: len(data) for split, data in parts.items()} == {
+        "train": 20,
+        "dev": 250,
+        "test": 250,
+    }
     assert sorted(number for data in parts.values() for number in numbers(data)) == list(range(520))
     assert all(numbers(data) == sorted(numbers(data)) for data in parts.values())
     data = parts["dev"]
@@ -613,20 +689,30 @@ def test_coco_in_karpathys_splits(tmp_path):
     (tmp_path / "val2014").mkdir()
     for i in range(1, 6):
         (tmp_path / "val2014" / f"{i}.jpg").touch()
-    found = lambda: {split: numbers(load_dataset("coco", split, tmp_path)) for split in ("train", "dev", "test")}
+    found = lambda: {
+        split: numbers(load_dataset("coco", split, tmp_path)) for split in ("train", "dev", "test")
+    }
     assert found() == {"train": [1, 2, 3], "dev": [4], "test": [5]}
-    (tmp_path / "val2014").rename(tmp_path / "val2017")  # a copy of 2017 holds the same photos under other names
+    (tmp_path / "val2014").rename(
+        tmp_path / "val2017"
+    )  # a copy of 2017 holds the same photos under other names
     (tmp_path / "train2017").mkdir()
-    with pytest.raises(DataError, match=r"None of 3 listed images is there, the first not as .*val2014/1.jpg"):
+    with pytest.raises(
+        DataError, match=r"None of 3 listed images is there, the first not as .*val2014/1.jpg"
+    ):
         found()
     for i in range(1, 6):
-        (tmp_path / "val2017" / f"{i}.jpg").rename(tmp_path / ("train2017", "val2017")[i % 2] / f"{i:012}.jpg")
+        (tmp_path / "val2017" / f"{i}.jpg").rename(
+            tmp_path / ("train2017", "val2017")[i % 2] / f"{i:012}.jpg"
+        )
     assert found() == {"train": [1, 2, 3], "dev": [4], "test": [5]}
 
 
 def test_coco_images_that_are_not_there_are_counted_and_left_out(tmp_path):
     coco(tmp_path, "train2017", range(1200), absent=range(0, 1200, 2))
-    with pytest.warns(UserWarning, match="^600 of 1,200 listed images are not there and left out.$"):
+    with pytest.warns(
+        UserWarning, match="^600 of 1,200 listed images are not there and left out.$"
+    ):
         data = load_dataset("coco", "train", tmp_path)
     assert numbers(data) == list(range(1, 1200, 2))
 
@@ -637,7 +723,9 @@ def test_coco_in_pieces_says_what_is_missing(tmp_path):
     coco(tmp_path, "val2017", range(3))
     file = tmp_path / "annotations" / "captions_val2017.json"
     file.write_text("{")
-    with pytest.raises(DataError, match=r"captions_val2017.json is not sound JSON .*: get it again"):
+    with pytest.raises(
+        DataError, match=r"captions_val2017.json is not sound JSON .*: get it again"
+    ):
         load_dataset("coco", "train", tmp_path)
     file.unlink()
     with pytest.raises(DataError, match=r"no captions_val2017\.json\. Get it with"):

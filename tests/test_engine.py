@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from test_retrieval import PATHS, StandIn, unit
 
-from minicliplib.engine import EngineIndex
 from minicliplib.retrieval import Index
+from minicliplib.scale.engine import EngineIndex
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,15 @@ def test_100_000_vectors_are_found_as_the_exact_index_finds_them(vectors, tmp_pa
     assert len(engine) == 100_000
     assert engine.names["images"] == names
     exact = Index().add_vectors("images", vectors, names)
-    for one, other in zip(engine.search_vectors(vectors[:9], 10), exact.search_vectors(vectors[:9], 10), strict=True):
+    for one, other in zip(
+        engine.search_vectors(vectors[:9], 10), exact.search_vectors(vectors[:9], 10), strict=True
+    ):
         assert np.allclose(one.astype(float), other, atol=1e-5)
     engine.approximate(num_partitions=64)
-    found, truth = engine.search_vectors(vectors[:9], 10)[1], exact.search_vectors(vectors[:9], 10)[1]
+    found, truth = (
+        engine.search_vectors(vectors[:9], 10)[1],
+        exact.search_vectors(vectors[:9], 10)[1],
+    )
     assert np.mean([len({*a} & {*b}) / 10 for a, b in zip(found, truth, strict=True)]) > 0.8
     scores, many = engine.search_vectors(vectors[:1], 50_000)  # more than the nearest clusters hold
     assert len({*many[0]}) == 50_000
@@ -46,13 +51,22 @@ def test_clients_that_add_at_the_same_time_find_each_others(tmp_path):
 
     def add(index, rows, names):
         both.wait()
-        index._append("images", vectors[rows], names)  # as when both have looked before either has added
+        index._append(
+            "images", vectors[rows], names
+        )  # as when both have looked before either has added
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(add, (one, other), ([0, 1], [1, 2]), (["x", "y"], ["y", "z"])))
     for index in (one, other, EngineIndex(tmp_path, StandIn())):
         assert len(index) == 6
-        assert sorted(map(str, index.names["images"])) == ["a/cat.jpg", "a/dog.jpg", "b/boat.jpg", "x", "y", "z"]
+        assert sorted(map(str, index.names["images"])) == [
+            "a/cat.jpg",
+            "a/dog.jpg",
+            "b/boat.jpg",
+            "x",
+            "y",
+            "z",
+        ]
         assert index.search("boat", 1)[0][0] == Path("b/boat.jpg")
         assert index.search_vectors(vectors, 1)[1].ravel().tolist() == ["x", "y", "z"]
 
@@ -69,7 +83,14 @@ def test_an_index_of_another_model_is_refused(tmp_path):
     one.fingerprint, other.fingerprint = lambda: "one", lambda: "other"
     EngineIndex(tmp_path, one).add_images(PATHS)
     assert len(EngineIndex(tmp_path, one)) == len(EngineIndex(tmp_path)) == 6
-    assert len(EngineIndex(tmp_path).add_vectors("images", unit(np.random.default_rng(0), 1), ["by hand"])) == 7
+    assert (
+        len(
+            EngineIndex(tmp_path).add_vectors(
+                "images", unit(np.random.default_rng(0), 1), ["by hand"]
+            )
+        )
+        == 7
+    )
     with pytest.raises(ValueError, match="was made with another model"):
         EngineIndex(tmp_path, other)
 
@@ -80,11 +101,19 @@ def test_sentences_and_photos_find_what_they_find_in_an_index(tmp_path):
         index.add_images(PATHS[:4]).add_images(PATHS).add_captions(["dog", "cat", "a boat"])
     reopened = EngineIndex(tmp_path, StandIn())
     assert len(engine) == len(reopened) == len(plain) == 6
-    for query, among in (("kite", "images"), (PATHS[1], "captions"), (Path("photos/dog.jpg"), "images")):
+    for query, among in (
+        ("kite", "images"),
+        (PATHS[1], "captions"),
+        (Path("photos/dog.jpg"), "images"),
+    ):
         found = plain.search(query, 3, among)
         for index in (engine, reopened):
-            assert [name for name, _ in index.search(query, 3, among)] == [name for name, _ in found]
-            assert [s for _, s in index.search(query, 3, among)] == pytest.approx([s for _, s in found], abs=1e-5)
+            assert [name for name, _ in index.search(query, 3, among)] == [
+                name for name, _ in found
+            ]
+            assert [s for _, s in index.search(query, 3, among)] == pytest.approx(
+                [s for _, s in found], abs=1e-5
+            )
     assert len(reopened.add_images([*PATHS, "new.jpg"])) == 7
 
 

@@ -28,7 +28,9 @@ def test_the_triple_gives_our_vectors(model, pairs):
     assert tokens.shape == (6, 40)
     assert tokens.dtype == torch.long
     assert torch.equal(tokenizer("a dog"), tokens[:1])
-    assert torch.allclose(wrapped.encode_image(pixels), model.encode_image(images), atol=1e-5)  # four looks
+    assert torch.allclose(
+        wrapped.encode_image(pixels), model.encode_image(images), atol=1e-5
+    )  # four looks
     assert torch.allclose(wrapped.encode_text(tokens), model.encode_text(texts), atol=1e-5)
     assert torch.equal(wrapped.encode_text(tokens, normalize=True), wrapped.encode_text(tokens))
     image_vectors, text_vectors, scale = wrapped(pixels, tokens)

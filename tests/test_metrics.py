@@ -24,18 +24,22 @@ from minicliplib.metrics import (
 FIVE_EACH = np.repeat(np.arange(200), 5)
 
 
-def oracle(similarity, owner):
+def oracle(similarity, image_of_caption):
     """The definition, in loops: how many wrong items are at least as good as the best right one?"""
-    n_images, n_captions = len(similarity), len(owner)
+    n_images, n_captions = len(similarity), len(image_of_caption)
     image_to_text, text_to_image = [], []
     for i in range(n_images):
-        own = [similarity[i][j] for j in range(n_captions) if owner[j] == i]
+        own = [similarity[i][j] for j in range(n_captions) if image_of_caption[j] == i]
         if own:
-            wrong = [similarity[i][j] for j in range(n_captions) if owner[j] != i]
+            wrong = [similarity[i][j] for j in range(n_captions) if image_of_caption[j] != i]
             image_to_text.append(sum(1 for score in wrong if score >= max(own)))
     for j in range(n_captions):
-        right = similarity[owner[j]][j]
-        text_to_image.append(sum(1 for i in range(n_images) if i != owner[j] and similarity[i][j] >= right))
+        right = similarity[image_of_caption[j]][j]
+        text_to_image.append(
+            sum(
+                1 for i in range(n_images) if i != image_of_caption[j] and similarity[i][j] >= right
+            )
+        )
     return image_to_text, text_to_image
 
 
@@ -49,17 +53,22 @@ def unit(rng, *shape):
     return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
 
 
-@pytest.mark.parametrize("levels", [3, 1000])  # 3 scores: nearly everything ties; 1000: nearly nothing
+@pytest.mark.parametrize(
+    "levels", [3, 1000]
+)  # 3 scores: nearly everything ties; 1000: nearly nothing
 @pytest.mark.parametrize("counts", [[1] * 9, [5] * 7, [1, 4, 2, 7, 1, 3], [2, 0, 3, 0, 1]])
 def test_ranks_equal_the_oracle(levels, counts):
     draw = random.Random(f"{levels} {counts}")
-    owner = [image for image, count in enumerate(counts) for _ in range(count)]
-    draw.shuffle(owner)
-    similarity = [[draw.randrange(levels) / levels for _ in owner] for _ in counts]
-    expected = oracle(similarity, owner)
+    image_of_caption = [image for image, count in enumerate(counts) for _ in range(count)]
+    draw.shuffle(image_of_caption)
+    similarity = [[draw.randrange(levels) / levels for _ in image_of_caption] for _ in counts]
+    expected = oracle(similarity, image_of_caption)
     for block in (1, 2, 1024):
-        assert_ranks(ranks(np.array(similarity), np.array(owner), block=block), expected)
-    assert_ranks(ranks(torch.tensor(similarity), torch.tensor(owner)), oracle(np.float32(similarity), owner))
+        assert_ranks(ranks(np.array(similarity), np.array(image_of_caption), block=block), expected)
+    assert_ranks(
+        ranks(torch.tensor(similarity), torch.tensor(image_of_caption)),
+        oracle(np.float32(similarity), image_of_caption),
+    )
 
 
 @pytest.mark.parametrize("block", [1, 7, 16, 1000])
@@ -67,22 +76,28 @@ def test_blockwise_ranks_equal_the_whole_matrix(block):
     rng = np.random.default_rng(0)
     # Whole numbers multiply exactly and tie often; 40 images and 130 captions span several blocks.
     images, texts = rng.integers(-2, 3, (40, 4)), rng.integers(-2, 3, (130, 4))
-    owner = rng.permutation(np.r_[np.arange(40), rng.integers(0, 40, 90)])
-    expected = oracle((images @ texts.T).tolist(), owner.tolist())
-    assert_ranks(ranks_from_embeddings(images, texts, owner, block=block), expected)
-    tensors = torch.tensor(images).bfloat16(), torch.tensor(texts).half(), torch.tensor(owner)
+    image_of_caption = rng.permutation(np.r_[np.arange(40), rng.integers(0, 40, 90)])
+    expected = oracle((images @ texts.T).tolist(), image_of_caption.tolist())
+    assert_ranks(ranks_from_embeddings(images, texts, image_of_caption, block=block), expected)
+    tensors = (
+        torch.tensor(images).bfloat16(),
+        torch.tensor(texts).half(),
+        torch.tensor(image_of_caption),
+    )
     assert_ranks(ranks_from_embeddings(*tensors, block=block), expected)
 
 
 def test_duplicate_embeddings_tie_whatever_the_block():
     rng = np.random.default_rng(1)
-    once = unit(rng, 31, 64)  # an odd number, so that single precision would round twins differently
+    once = unit(
+        rng, 31, 64
+    )  # an odd number, so that single precision would round twins differently
     images = np.r_[once, once]  # each image has a twin, which must always count against us
-    owner = np.repeat(np.arange(31), 8)
-    texts = once[owner] + unit(rng, len(owner), 64)
+    image_of_caption = np.repeat(np.arange(31), 8)
+    texts = once[image_of_caption] + unit(rng, len(image_of_caption), 64)
     for block in (1, 5, 13, 60):
-        ranked = ranks_from_embeddings(images, texts, owner, block=block)
-        assert ranked["text_to_image"].tolist() == [1] * len(owner)
+        ranked = ranks_from_embeddings(images, texts, image_of_caption, block=block)
+        assert ranked["text_to_image"].tolist() == [1] * len(image_of_caption)
 
 
 # Four images with two captions each: captions 0 and 1 belong to image 0, and so on.
@@ -97,9 +112,9 @@ BY_HAND = np.array(
 
 
 def test_recall_by_hand():
-    owner = np.array([0, 0, 1, 1, 2, 2, 3, 3])
-    assert_ranks(ranks(BY_HAND, owner), ([0, 2, 6, 1], [0, 3, 1, 2, 0, 2, 2, 0]))
-    result = recall_at_k(BY_HAND, owner, ks=(1, 2, 3))
+    image_of_caption = np.array([0, 0, 1, 1, 2, 2, 3, 3])
+    assert_ranks(ranks(BY_HAND, image_of_caption), ([0, 2, 6, 1], [0, 3, 1, 2, 0, 2, 2, 0]))
+    result = recall_at_k(BY_HAND, image_of_caption, ks=(1, 2, 3))
     assert result == {
         "image_to_text": {"R@1": 1 / 4, "R@2": 2 / 4, "R@3": 3 / 4, "median_rank": 2.5},
         "text_to_image": {"R@1": 3 / 8, "R@2": 4 / 8, "R@3": 7 / 8, "median_rank": 2.5},
@@ -108,7 +123,9 @@ def test_recall_by_hand():
         "captions": 8,
     }
     assert json.loads(json.dumps(result)) == result
-    assert recall_at_k(torch.tensor(BY_HAND), torch.tensor(owner), ks=(1, 2, 3)) == result
+    assert (
+        recall_at_k(torch.tensor(BY_HAND), torch.tensor(image_of_caption), ks=(1, 2, 3)) == result
+    )
 
 
 def test_perfect_match_finds_everything():
@@ -122,7 +139,9 @@ def test_perfect_match_finds_everything():
 @pytest.mark.parametrize("block", [17, 1024])
 def test_collapsed_embeddings_are_at_most_chance(block):
     same = unit(np.random.default_rng(2), 1, 64)
-    ranked = ranks_from_embeddings(same.repeat(200, 0), same.repeat(1000, 0), FIVE_EACH, block=block)
+    ranked = ranks_from_embeddings(
+        same.repeat(200, 0), same.repeat(1000, 0), FIVE_EACH, block=block
+    )
     result, lucky = summarise(ranked, 200), chance(FIVE_EACH, 200)
     for direction in ("image_to_text", "text_to_image"):
         for name, value in lucky[direction].items():
@@ -133,23 +152,34 @@ def test_collapsed_embeddings_are_at_most_chance(block):
 
 def test_permuting_the_pairs_permutes_the_ranks():
     rng = np.random.default_rng(3)
-    similarity, owner = rng.standard_normal((12, 30)), np.r_[np.arange(12), rng.integers(0, 12, 18)]
+    similarity, image_of_caption = (
+        rng.standard_normal((12, 30)),
+        np.r_[np.arange(12), rng.integers(0, 12, 18)],
+    )
     images, captions = rng.permutation(12), rng.permutation(30)
-    moved = ranks(similarity[images][:, captions], np.argsort(images)[owner][captions])
-    still = ranks(similarity, owner)
+    moved = ranks(similarity[images][:, captions], np.argsort(images)[image_of_caption][captions])
+    still = ranks(similarity, image_of_caption)
     assert_ranks(moved, (still["image_to_text"][images], still["text_to_image"][captions]))
     assert len(set(still["text_to_image"].tolist())) > 3
 
 
 def noisy_ranks(n_images, seed):
     """Ranks of a middling model with five captions an image, and their owners."""
-    rng, owner = np.random.default_rng(seed), np.repeat(np.arange(n_images), 5)
+    rng, image_of_caption = np.random.default_rng(seed), np.repeat(np.arange(n_images), 5)
     image_emb = unit(rng, n_images, 16)
-    return ranks_from_embeddings(image_emb, unit(rng, n_images, 16)[owner] * 0.3 + image_emb[owner], owner), owner
+    return ranks_from_embeddings(
+        image_emb,
+        unit(rng, n_images, 16)[image_of_caption] * 0.3 + image_emb[image_of_caption],
+        image_of_caption,
+    ), image_of_caption
 
 
 def leaves(tree):
-    return [x for value in tree.values() for x in (leaves(value) if isinstance(value, dict) else [value])]
+    return [
+        x
+        for value in tree.values()
+        for x in (leaves(value) if isinstance(value, dict) else [value])
+    ]
 
 
 def test_bootstrap_holds_the_estimate_and_narrows_with_more_images():
@@ -160,8 +190,8 @@ def test_bootstrap_holds_the_estimate_and_narrows_with_more_images():
             "image_to_text": np.arange(n_images) % 20,
             "text_to_image": np.arange(5 * n_images) // 5 % 20,
         }
-        owner = np.repeat(np.arange(n_images), 5)
-        point, interval = summarise(ranked, n_images), bootstrap(ranked, owner)
+        image_of_caption = np.repeat(np.arange(n_images), 5)
+        point, interval = summarise(ranked, n_images), bootstrap(ranked, image_of_caption)
         assert interval.keys() == {"image_to_text", "text_to_image", "mean_recall"}
         assert interval["image_to_text"].keys() == {"R@1", "R@5", "R@10"}
         low, high = interval["mean_recall"]
@@ -177,40 +207,54 @@ def test_bootstrap_holds_the_estimate_and_narrows_with_more_images():
 
 
 def test_bootstrap_draws_images_with_their_captions():
-    owner = np.repeat(np.arange(100), 5)
-    together = {"image_to_text": np.zeros(100, int), "text_to_image": np.where(owner < 50, 0, 50)}
+    image_of_caption = np.repeat(np.arange(100), 5)
+    together = {
+        "image_to_text": np.zeros(100, int),
+        "text_to_image": np.where(image_of_caption < 50, 0, 50),
+    }
     apart = together | {"text_to_image": np.where(np.arange(500) % 2, 0, 50)}
-    wide, narrow = (np.diff(bootstrap(r, owner)["text_to_image"]["R@1"])[0] for r in (together, apart))
+    wide, narrow = (
+        np.diff(bootstrap(r, image_of_caption)["text_to_image"]["R@1"])[0]
+        for r in (together, apart)
+    )
     # Half of the images found with all five captions: 100 independent draws, not 500.
     assert wide == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 100), rel=0.1)
     assert narrow < wide / 3
 
 
 def test_bootstrap_repeats_by_seed_and_takes_uneven_captions():
-    owner = np.array([4, 0, 0, 2, 2, 2])  # images 1 and 3 have no caption, 4 comes first
-    ranked = ranks(np.random.default_rng(4).standard_normal((5, 6)), owner)
-    first, again, other = (bootstrap(ranked, owner, ks=(1, 2), n=50, seed=seed) for seed in (0, 0, 1))
+    image_of_caption = np.array([4, 0, 0, 2, 2, 2])  # images 1 and 3 have no caption, 4 comes first
+    ranked = ranks(np.random.default_rng(4).standard_normal((5, 6)), image_of_caption)
+    first, again, other = (
+        bootstrap(ranked, image_of_caption, ks=(1, 2), n=50, seed=seed) for seed in (0, 0, 1)
+    )
     assert first == again
     assert first != other
     # Each single image can make up a whole resample of three, so the range of the recalls is reached: 0 or 1.
     certain = {"image_to_text": np.zeros(3, int), "text_to_image": np.array([0, 9, 9, 9, 9, 9])}
-    low, high = bootstrap(certain, owner, ks=(1,), n=4000)["text_to_image"]["R@1"]
+    low, high = bootstrap(certain, image_of_caption, ks=(1,), n=4000)["text_to_image"]["R@1"]
     assert (low, high) == (0.0, 1.0)
     with pytest.raises(ValueError, match="does not belong to these ranks"):
-        bootstrap(ranked, owner[:-1])
+        bootstrap(ranked, image_of_caption[:-1])
 
 
 def test_chance_agrees_with_a_simulation_and_with_counting():
-    owner = np.array([0, 0, 0, 0, 1, 2, 2, 3, 3, 3, 5, 5])  # image 4 has no caption: six images in the pool
+    image_of_caption = np.array(
+        [0, 0, 0, 0, 1, 2, 2, 3, 3, 3, 5, 5]
+    )  # image 4 has no caption: six images in the pool
     rng = np.random.default_rng(5)
-    drawn = [recall_at_k(rng.random((6, 12)), owner, ks=(1, 3, 8)) for _ in range(4000)]
-    expected = chance(owner, 6, ks=(1, 3, 8))
+    drawn = [recall_at_k(rng.random((6, 12)), image_of_caption, ks=(1, 3, 8)) for _ in range(4000)]
+    expected = chance(image_of_caption, 6, ks=(1, 3, 8))
     for direction in ("image_to_text", "text_to_image"):
         for name, value in expected[direction].items():
-            assert np.mean([d[direction][name] for d in drawn]) == pytest.approx(min(value, 1.0), abs=0.015)
-    assert np.mean([d["mean_recall"] for d in drawn]) == pytest.approx(expected["mean_recall"], abs=0.01)
+            assert np.mean([d[direction][name] for d in drawn]) == pytest.approx(
+                min(value, 1.0), abs=0.015
+            )
+    assert np.mean([d["mean_recall"] for d in drawn]) == pytest.approx(
+        expected["mean_recall"], abs=0.01
+    )
     # All 3-subsets of 12 captions that hold at least one of an image's 4, 1, 2, 3 and 2.
-    subsets = list(itertools.combinations(owner, 3))
+    subsets = list(itertools.combinations(image_of_caption, 3))
     hits = [sum(image in subset for subset in subsets) / len(subsets) for image in (0, 1, 2, 3, 5)]
     assert expected["image_to_text"]["R@3"] == pytest.approx(np.mean(hits))
     assert (expected["images"], expected["captions"]) == (6, 12)
@@ -229,7 +273,7 @@ def test_k_beyond_the_pool_is_certain():
 
 
 @pytest.mark.parametrize(
-    ("similarity", "owner", "message"),
+    ("similarity", "image_of_caption", "message"),
     [
         ([[1.0, float("nan")]], [0, 0], "NaN or infinity"),
         ([[1.0, float("inf")]], [0, 0], "NaN or infinity"),
@@ -243,11 +287,11 @@ def test_k_beyond_the_pool_is_certain():
         ([[], []], [], "each of 0 captions"),
     ],
 )
-def test_bad_input_is_named(similarity, owner, message):
+def test_bad_input_is_named(similarity, image_of_caption, message):
     with pytest.raises(ValueError, match=message):
-        recall_at_k(np.array(similarity), np.array(owner))
+        recall_at_k(np.array(similarity), np.array(image_of_caption))
     with pytest.raises(ValueError, match=message):
-        recall_at_k(torch.tensor(similarity), torch.tensor(owner))
+        recall_at_k(torch.tensor(similarity), torch.tensor(image_of_caption))
 
 
 def test_bad_embeddings_and_ks_are_named():
@@ -271,7 +315,9 @@ def test_classification_by_hand():
     assert report["chance"] == {"top1": pytest.approx(1 / 3), "top2": pytest.approx(2 / 3)}
     low, high = report["interval"]["top1"]
     assert 0 <= low < 0.5 < high <= 1
-    assert np.isnan(classification(scores, np.zeros(4, int))["per_class"][1])  # a class without images
+    assert np.isnan(
+        classification(scores, np.zeros(4, int))["per_class"][1]
+    )  # a class without images
     with pytest.raises(ValueError, match="a label each"):
         classification(scores, np.array([0, 1]))
 

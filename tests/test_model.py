@@ -14,7 +14,12 @@ import minicliplib as mc
 from minicliplib.config import HeadConfig
 from minicliplib.model import ProjectionHead
 
-TEXTS = ["a dog", "Two brown dogs run along a sunny beach, and a child looks on.", "a kite in the snow", "a red car"]
+TEXTS = [
+    "a dog",
+    "Two brown dogs run along a sunny beach, and a child looks on.",
+    "a kite in the snow",
+    "a red car",
+]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +31,9 @@ def pictures(pairs) -> list[Image.Image]:
 def tuned() -> mc.MiniCLIP:
     """Partly trainable towers."""
     mc.set_seed(1)
-    return mc.MiniCLIP(mc.Config().updated(**{"encoders.image_trainable": 2, "encoders.text_trainable": 1}))
+    return mc.MiniCLIP(
+        mc.Config().updated(**{"encoders.image_trainable": 2, "encoders.text_trainable": 1})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +75,9 @@ def test_paths_pictures_and_pixels_are_the_same_image(locked, pictures, tmp_path
         picture.save(tmp_path / f"{i}.png")
     expected = locked.encode_image(pictures)
     assert torch.equal(locked.encode_image([tmp_path / f"{i}.png" for i in range(5)]), expected)
-    assert torch.equal(locked.encode_image(str(tmp_path / "0.png"))[0], locked.encode_image(pictures[0])[0])
+    assert torch.equal(
+        locked.encode_image(str(tmp_path / "0.png"))[0], locked.encode_image(pictures[0])[0]
+    )
     assert torch.equal(locked.encode_image(locked.image_encoder.prepare(pictures)), expected)
 
 
@@ -77,19 +86,25 @@ def test_a_vector_is_the_mean_over_the_looks(pictures, count):
     mc.set_seed(0)
     plain = mc.MiniCLIP(mc.Config())
     mc.set_seed(0)
-    model = mc.MiniCLIP(mc.Config().updated(**{"encoders.looks": count}))
+    model = mc.MiniCLIP(mc.Config().updated(**{"inference.tta_views": count}))
     pixels = model.image_encoder.prepare(pictures[:2])
-    middle = torch.nn.functional.interpolate(pixels[..., 17:207, 17:207], (224, 224), mode="bicubic")
+    middle = torch.nn.functional.interpolate(
+        pixels[..., 17:207, 17:207], (224, 224), mode="bicubic"
+    )
     looks = [pixels, pixels.flip(-1), middle, middle.flip(-1)][:count]
     mean = sum(plain.encode_image(look) for look in looks)
-    assert torch.allclose(model.encode_image(pictures[:2]), mean / mean.norm(dim=1, keepdim=True), atol=1e-5)
+    assert torch.allclose(
+        model.encode_image(pictures[:2]), mean / mean.norm(dim=1, keepdim=True), atol=1e-5
+    )
     if count > 1:  # a mirrored picture is the same to it
-        assert torch.allclose(model.encode_image(pixels.flip(-1)), model.encode_image(pixels), atol=1e-4)
+        assert torch.allclose(
+            model.encode_image(pixels.flip(-1)), model.encode_image(pixels), atol=1e-4
+        )
 
 
 def test_an_unknown_number_of_looks_is_refused():
     with pytest.raises(ValueError, match="must be 1, 2 or 4, not 3"):
-        mc.MiniCLIP(mc.Config().updated(**{"encoders.looks": 3}))
+        mc.MiniCLIP(mc.Config().updated(**{"inference.tta_views": 3}))
 
 
 def test_encoding_leaves_no_trace(tuned, pictures):
@@ -117,7 +132,9 @@ def test_an_unreadable_image_is_named(locked, pictures, tmp_path):
     with pytest.raises(mc.DataError, match=r"bad\.jpg"):
         locked.encode_image([tmp_path / "bad.jpg"])
     with pytest.raises(mc.DataError, match=r"bad\.jpg"):
-        locked.encode_image([*pictures, tmp_path / "bad.jpg"], batch_size=2)  # read while another is embedded
+        locked.encode_image(
+            [*pictures, tmp_path / "bad.jpg"], batch_size=2
+        )  # read while another is embedded
 
 
 # ---- parts -----------------------------------------------------------------------------------------
@@ -125,7 +142,9 @@ def test_an_unreadable_image_is_named(locked, pictures, tmp_path):
 
 def test_the_scale_starts_at_the_inverse_temperature_and_ends_at_100(locked):
     assert locked.scale().item() == pytest.approx(1 / 0.07)
-    model = mc.MiniCLIP(mc.Config().updated(**{"loss.temperature": 0.5, "loss.learn_temperature": False}))
+    model = mc.MiniCLIP(
+        mc.Config().updated(**{"heads.temperature": 0.5, "heads.learn_temperature": False})
+    )
     assert model.scale().item() == pytest.approx(2)
     assert not model.logit_scale.requires_grad
     with torch.no_grad():
@@ -134,7 +153,9 @@ def test_the_scale_starts_at_the_inverse_temperature_and_ends_at_100(locked):
 
 
 def test_heads():
-    mlp, linear = (ProjectionHead(12, HeadConfig(kind, 8, dropout=0.0)) for kind in ("mlp", "linear"))
+    mlp, linear = (
+        ProjectionHead(12, HeadConfig(kind, 8, dropout=0.0)) for kind in ("mlp", "linear")
+    )
     x = torch.randn(3, 12)
     assert torch.equal(linear(x), x @ linear.project.weight.T + linear.project.bias)
     inner = mlp.project(x)
@@ -155,8 +176,12 @@ def test_a_saved_and_loaded_model_gives_equal_vectors(tuned, pictures, tmp_path,
     assert model.config == tuned.config
     assert not model.training
     assert model.scale().item() == pytest.approx(math.exp(3), rel=1e-3)
-    assert torch.allclose(model.encode_image(pictures), tuned.encode_image(pictures), atol=tolerance, rtol=0)
-    assert torch.allclose(model.encode_text(TEXTS), tuned.encode_text(TEXTS), atol=tolerance, rtol=0)
+    assert torch.allclose(
+        model.encode_image(pictures), tuned.encode_image(pictures), atol=tolerance, rtol=0
+    )
+    assert torch.allclose(
+        model.encode_text(TEXTS), tuned.encode_text(TEXTS), atol=tolerance, rtol=0
+    )
 
 
 def test_a_checkpoint_holds_what_was_learned_and_its_settings(tuned, saved):
@@ -165,11 +190,14 @@ def test_a_checkpoint_holds_what_was_learned_and_its_settings(tuned, saved):
     assert tensors.keys() == {n for n, p in tuned.named_parameters() if p.requires_grad}
     assert all(tensor.dtype == torch.float16 for tensor in tensors.values())
     assert not any("conv_stem" in name or "embeddings" in name for name in tensors)
-    assert mc.Config.from_dict(json.loads((saved / "config.json").read_text())["config"]) == tuned.config
+    assert (
+        mc.Config.from_dict(json.loads((saved / "config.json").read_text())["config"])
+        == tuned.config
+    )
 
 
 def test_a_fixed_temperature_is_kept_in_a_checkpoint(tmp_path):
-    config = mc.Config().updated(**{"loss.temperature": 0.2, "loss.learn_temperature": False})
+    config = mc.Config().updated(**{"heads.temperature": 0.2, "heads.learn_temperature": False})
     assert mc.load(mc.MiniCLIP(config).save(tmp_path)).scale().item() == pytest.approx(5, rel=1e-3)
 
 
@@ -284,7 +312,9 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint(tuned, copy, monkeypatch)
     mc.load(copy)
 
 
-@pytest.mark.parametrize(("cuda", "mps", "best"), [(1, 1, "cuda"), (1, 0, "cuda"), (0, 1, "mps"), (0, 0, "cpu")])
+@pytest.mark.parametrize(
+    ("cuda", "mps", "best"), [(1, 1, "cuda"), (1, 0, "cuda"), (0, 1, "mps"), (0, 0, "cpu")]
+)
 def test_the_best_device_is_found(monkeypatch, cuda, mps, best):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)

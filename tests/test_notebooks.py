@@ -53,7 +53,9 @@ def test_outputs_hold_no_error_no_stderr_and_no_path(notebook):
         for output in cell["outputs"]:
             assert output["output_type"] != "error"
             assert output.get("name") != "stderr"
-            text = "".join(output.get("text", "")) + "".join(output.get("data", {}).get("text/plain", ""))
+            text = "".join(output.get("text", "")) + "".join(
+                output.get("data", {}).get("text/plain", "")
+            )
             assert not re.search(r"(/home/|/tmp/|/root/|/Users/|[A-Z]:\\)", text), text
 
 
@@ -105,11 +107,15 @@ def test_each_figure_is_saved_once_and_committed(path, notebook):
     for name in names:
         assert name.startswith(path.stem[:2] + "_"), name
         pattern = re.sub(r"\{.*?\}", "*", name) + ".png"  # a name may be filled in
-        assert any(list((ROOT / "figures" / shown).glob(pattern)) for shown in ("sample", "photos")), name
+        assert any(
+            list((ROOT / "figures" / shown).glob(pattern)) for shown in ("sample", "photos")
+        ), name
 
 
 def test_results_are_committed(path, notebook):
-    topics = re.findall(r'save_result\(\s*dataset,\s*"([^"]+)"', "\n".join(map(source, code_cells(notebook))))
+    topics = re.findall(
+        r'save_result\(\s*dataset,\s*"([^"]+)"', "\n".join(map(source, code_cells(notebook)))
+    )
     assert topics
     for topic in topics:
         record = json.loads((ROOT / "report" / "results" / "sample" / f"{topic}.json").read_text())

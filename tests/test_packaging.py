@@ -11,8 +11,30 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 # Data flows from left to right; a module imports from those before it only.
 ORDER = [
-    *("config", "images", "scenes", "data", "labelled", "archives", "encoders", "model", "interop", "trunk", "loss"),
-    *("metrics", "training", "retrieval", "engine", "zeroshot", "explain", "visualize", "demo", "__main__"),
+    *(
+        "config",
+        "images",
+        "scenes",
+        "data",
+        "labelled",
+        "archives",
+        "encoders",
+        "model",
+        "interop",
+        "trunk",
+        "loss",
+    ),
+    *(
+        "metrics",
+        "training",
+        "retrieval",
+        "engine",
+        "zeroshot",
+        "explain",
+        "visualize",
+        "demo",
+        "__main__",
+    ),
 ]
 CONDA_NAMES = {"pytorch": "torch"}
 
@@ -52,7 +74,9 @@ def test_lower_bounds_only():
 
 
 def test_no_module_imports_against_the_arrow():
-    modules = {path.stem: path for path in (ROOT / "minicliplib").glob("*.py") if path.stem != "__init__"}
+    modules = {
+        path.stem: path for path in (ROOT / "minicliplib").glob("*.py") if path.stem != "__init__"
+    }
     assert sorted(modules) == sorted(ORDER)
     for position, name in enumerate(ORDER):
         for node in ast.walk(ast.parse(modules[name].read_text())):
@@ -71,7 +95,9 @@ def test_the_package_is_read_in_one_sitting():
 
 
 def test_no_large_file_and_no_dataset_is_committed():
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     files = [ROOT / name for name in listed.stdout.split("\0") if name]
     assert files
     assert not [f for f in files if f.suffix.lower() in (".jpg", ".jpeg", ".zip", ".pt", ".pth")]

@@ -82,14 +82,19 @@ def test_readme_shows_the_committed_results():
 
 
 def test_pictures_of_the_readme_exist():
-    for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")):
+    for name in re.findall(
+        r"!\[[^\]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")
+    ):
         assert (ROOT / name).exists(), name
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_committed_is_what_would_be_built(built, name):
     committed = ROOT / "report" / name
-    old, new = (Page(f.with_suffix(".html").read_text(encoding="utf-8")).said for f in (committed, built / name))
+    old, new = (
+        Page(f.with_suffix(".html").read_text(encoding="utf-8")).said
+        for f in (committed, built / name)
+    )
     assert old == new, "run: make report"
     old, new = (f.with_suffix(".pdf") for f in (committed, built / name))
     # A figure that another matplotlib drew may move a page break, another Typst the hyphens; the numbers stay.
@@ -104,7 +109,11 @@ def test_what_is_committed_is_what_would_be_built(built, name):
         (("flickr8k", "04_retrieval", "trained", "image_to_text", "R@1"), 0.98765, "98.8"),
         (("flickr8k", "05_zero_shot", "cifar10", "all_images", "top1"), 0.87654, "87.7"),
         (("flickr8k", "06_embedding", "human", "expert", "tau"), 0.76543, "76.5"),
-        (("benchmarks", "cross", "models", "coco", "flickr8k", "dev", "scores", "mean_recall"), 0.65432, "65.4"),
+        (
+            ("benchmarks", "cross", "models", "coco", "flickr8k", "dev", "scores", "mean_recall"),
+            0.65432,
+            "65.4",
+        ),
         (("flickr8k", "01_data", "vocabulary", "size"), 43219, "43,219"),
     ],
 )
@@ -122,7 +131,9 @@ def test_a_changed_result_changes_readme_figure_and_slides(copy, tmp_path):
     copy("flickr8k", "04_retrieval", "trained", "image_to_text", "R@10", to=0.12345)
     assert "**12.3**" in tables.tables()
     after = build.Text("slides", tmp_path).html()
-    pictures = [[tag["src"] for kind, tag in Page(page).tags if kind == "img"] for page in (before, after)]
+    pictures = [
+        [tag["src"] for kind, tag in Page(page).tags if kind == "img"] for page in (before, after)
+    ]
     assert [a == b for a, b in zip(*pictures, strict=True)].count(False) == 1
 
 
@@ -153,16 +164,23 @@ def test_no_number_is_typed(name):
 )
 def test_a_missing_result_names_what_to_run(copy, tmp_path, dataset, topic, remedy):
     tables.source(dataset, topic).unlink()
-    with pytest.raises(SystemExit, match=re.escape(f"report/results/{dataset}/{topic}.json is missing. {remedy}")):
+    with pytest.raises(
+        SystemExit, match=re.escape(f"report/results/{dataset}/{topic}.json is missing. {remedy}")
+    ):
         build.Text("report", tmp_path)
 
 
 def test_an_old_result_or_a_missing_figure_names_what_to_run(copy, tmp_path):
     (tmp_path / "figures").unlink()
-    with pytest.raises(SystemExit, match=r"figures/sample/01_pairs.png is missing. Run notebooks/01_data_exploration"):
+    with pytest.raises(
+        SystemExit,
+        match=r"figures/sample/01_pairs.png is missing. Run notebooks/01_data_exploration",
+    ):
         build.Text("report", tmp_path)
     copy("flickr8k", "06_embedding", "human", to={})
-    with pytest.raises(SystemExit, match=r"06_embedding.json has no 'expert'. Run notebooks/06_embedding"):
+    with pytest.raises(
+        SystemExit, match=r"06_embedding.json has no 'expert'. Run notebooks/06_embedding"
+    ):
         build.Text("report", tmp_path)
 
 
@@ -174,7 +192,9 @@ def test_pages_are_as_many_as_asked_and_bring_their_fonts(built, name, fewest, m
     for page in reader.pages:
         for font in page["/Resources"].get("/Font", {}).values():
             for inner in font.get_object().get("/DescendantFonts", []):
-                assert any(key.startswith("/FontFile") for key in inner.get_object()["/FontDescriptor"])
+                assert any(
+                    key.startswith("/FontFile") for key in inner.get_object()["/FontDescriptor"]
+                )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -200,7 +220,11 @@ def test_pages_open_anywhere_and_can_be_listened_to(built, name):
 
 
 def test_every_reference_is_cited_and_found(built):
-    keys = re.findall(r"^@\w+\{(\w+),", (ROOT / "report" / "references.bib").read_text(encoding="utf-8"), re.MULTILINE)
+    keys = re.findall(
+        r"^@\w+\{(\w+),",
+        (ROOT / "report" / "references.bib").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
     html = (built / "report.html").read_text(encoding="utf-8")
     assert len(keys) == len(set(keys))
     assert set(re.findall(r'id="ref-(\w+)"', html)) == set(keys)

@@ -110,7 +110,9 @@ def test_search_by_sentence_and_by_photo(index):
     assert index.search(PATHS[0], k=1) == [(PATHS[0], pytest.approx(1.0))]
     assert index.search(Path("new/dog.jpg"), k=1, among="captions")[0][0] == "dog"
     assert len(index.search("boat", k=6)) == len(index) == 6
-    assert index.search("photos/dog.jpg", k=1)[0][1] < 0.999  # a string is a sentence, even if it looks like a path
+    assert (
+        index.search("photos/dog.jpg", k=1)[0][1] < 0.999
+    )  # a string is a sentence, even if it looks like a path
 
 
 def test_each_image_and_caption_is_in_once(index):
@@ -118,14 +120,23 @@ def test_each_image_and_caption_is_in_once(index):
     index.add_captions(["cat", "new", "new"]).add_captions("dog")
     assert index.names["images"] == [*PATHS, Path("photos/new.jpg")]
     assert index.names["captions"] == ["dog", "cat", "a boat", "new"]
-    assert index.model.shown == [*PATHS, "dog", "cat", "a boat", "photos/new.jpg", "new"]  # none read in vain
+    assert index.model.shown == [
+        *PATHS,
+        "dog",
+        "cat",
+        "a boat",
+        "photos/new.jpg",
+        "new",
+    ]  # none read in vain
     found = [name for name, _ in index.search("dog", k=7)]
     assert len(set(found)) == 7
     assert len(index.vectors["images"]) == 7
 
 
 def test_no_query_finds_nothing():
-    scores, rows = of_vectors(unit(np.random.default_rng(4), 9)).search_vectors(np.empty((0, DIM)), 3)
+    scores, rows = of_vectors(unit(np.random.default_rng(4), 9)).search_vectors(
+        np.empty((0, DIM)), 3
+    )
     assert scores.shape == rows.shape == (0, 3)
 
 
@@ -138,7 +149,9 @@ def test_images_without_a_path_go_by_name_or_row():
 
 
 def test_a_loaded_index_is_mapped_and_equal(index, tmp_path):
-    index.add_images(["as a string.jpg"]).add_images([PATHS[0]], names=["by name"]).add_captions(["kite"])
+    index.add_images(["as a string.jpg"]).add_images([PATHS[0]], names=["by name"]).add_captions(
+        ["kite"]
+    )
     index.save(tmp_path / "index")
     loaded = Index.load(tmp_path / "index", StandIn())
     assert all(isinstance(loaded.vectors[kind], np.memmap) for kind in ("images", "captions"))
@@ -193,7 +206,10 @@ def test_an_index_without_a_model_takes_and_finds_vectors(tmp_path):
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda i: i.search("dog", k=7), "k must be from 1 to 6, the number of images in the index, not 7"),
+        (
+            lambda i: i.search("dog", k=7),
+            "k must be from 1 to 6, the number of images in the index, not 7",
+        ),
         (lambda i: i.search("dog", k=4, among="captions"), "from 1 to 3, the number of captions"),
         (lambda i: i.search("dog", k=0), "not 0"),
         (lambda i: i.search("  \n"), "query is empty"),
@@ -245,7 +261,12 @@ def test_an_index_of_another_model_is_refused(index, tmp_path):
     one, other = StandIn(), StandIn()
     one.fingerprint, other.fingerprint = lambda: "one", lambda: "other"
     Index(one).add_images(PATHS).save(tmp_path)
-    assert len(Index.load(tmp_path, one)) == len(Index.load(tmp_path)) == len(Index.load(tmp_path, StandIn())) == 6
+    assert (
+        len(Index.load(tmp_path, one))
+        == len(Index.load(tmp_path))
+        == len(Index.load(tmp_path, StandIn()))
+        == 6
+    )
     with pytest.raises(ValueError, match="was made with another model"):
         Index.load(tmp_path, other)
 

@@ -6,7 +6,18 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from minicliplib.scenes import GROUNDS, KIND, SIZES, THINGS, UNSEEN, Group, _glyph, make_scene, noun, plural
+from minicliplib.datasets.scenes import (
+    GROUNDS,
+    KIND,
+    SIZES,
+    THINGS,
+    UNSEEN,
+    Group,
+    _glyph,
+    make_scene,
+    noun,
+    plural,
+)
 
 SCENES = [make_scene(split, i) for split in ("train", "dev", "test") for i in range(250)]
 
@@ -22,7 +33,9 @@ def test_every_thing_is_drawn_in_colour_and_differently():
     for name, pixels in drawn.items():
         assert (pixels[..., 3] > 128).mean() > 0.1, name  # not an empty box
     # an outline of black alone would be the fallback of a font without colour
-    coloured = [name for name, p in drawn.items() if np.ptp(p[..., :3].astype(int), axis=2).max() > 60]
+    coloured = [
+        name for name, p in drawn.items() if np.ptp(p[..., :3].astype(int), axis=2).max() > 60
+    ]
     assert len(coloured) > 130
     assert len({pixels.tobytes() for pixels in drawn.values()}) == 160
 
@@ -77,9 +90,13 @@ def test_relations_agree_with_the_positions():
             one, side, other = match.groups()
             assert (where[one] < where[other]) == (side == "left"), text
             checked += 1
-        elif match := re.fullmatch(r"(.+) (?:is|are) (on the left|on the right|in the middle)\.", text):
+        elif match := re.fullmatch(
+            r"(.+) (?:is|are) (on the left|on the right|in the middle)\.", text
+        ):
             x = where[match[1]]
-            assert match[2] == ("on the left" if x < 0.4 else "on the right" if x > 0.6 else "in the middle")
+            assert match[2] == (
+                "on the left" if x < 0.4 else "on the right" if x > 0.6 else "in the middle"
+            )
             checked += 1
     assert checked > len(SCENES) / 3
 
@@ -88,7 +105,9 @@ def test_relations_agree_with_the_positions():
 def test_a_thing_is_drawn_where_the_scene_says(x):
     scene = make_scene("train", 0)
     empty = type(scene)("beach", "golden", (), scene.captions, scene.seed).render()
-    one = type(scene)("beach", "golden", (Group("bear", 1, "big", x, 0.6, 0.3),), scene.captions, scene.seed).render()
+    one = type(scene)(
+        "beach", "golden", (Group("bear", 1, "big", x, 0.6, 0.3),), scene.captions, scene.seed
+    ).render()
     changed = np.abs(np.asarray(one, int) - np.asarray(empty, int)).sum(2) > 60
     assert abs(changed.nonzero()[1].mean() / 224 - x) < 0.03
     assert abs(changed.nonzero()[0].mean() / 224 - 0.6) < 0.03
@@ -120,5 +139,8 @@ def test_groups_are_large_enough_and_do_not_cover_each_other():
     for scene in SCENES[:200]:
         assert all(round(group.scale * 224) >= 45 for group in scene.groups)
         halves = [group.scale * (0.5 if group.count == 1 else 1.05) for group in scene.groups]
-        edges = [(group.x - half, group.x + half) for group, half in zip(scene.groups, halves, strict=True)]
+        edges = [
+            (group.x - half, group.x + half)
+            for group, half in zip(scene.groups, halves, strict=True)
+        ]
         assert all(right <= left for (_, right), (left, _) in pairwise(edges)), scene.captions

@@ -17,10 +17,14 @@ from transformers import BertConfig, BertForPreTraining, DistilBertConfig, Disti
 import minicliplib as mc
 from minicliplib import encoders
 from minicliplib.encoders import IMAGE_ENCODERS, TEXT_ENCODERS, ImageEncoder, TextEncoder
+from minicliplib.features import Features
 from minicliplib.training import Learner, epoch_batches
-from minicliplib.trunk import TrunkOutputs
 
-TEXTS = ["a dog.", "two brown dogs run along a sunny beach, and a child looks on.", "a red kite in the snow"]
+TEXTS = [
+    "a dog.",
+    "two brown dogs run along a sunny beach, and a child looks on.",
+    "a red kite in the snow",
+]
 # Of the whole encoder as published, an image encoder's 1,000 ImageNet classes included.
 PARAMETERS = {
     "efficientnet_lite0": 4_652_008,
@@ -43,7 +47,16 @@ def snapshot(repository: str) -> Path:
 
 def vocabulary() -> list[str]:
     letters = "abcdefghijklmnopqrstuvwxyz,."
-    return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters), "dog"]
+    return [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *letters,
+        *(f"##{x}" for x in letters),
+        "dog",
+    ]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,7 +75,9 @@ def hub():
     # Google's small BERTs are of the older kind: a pickle, no model type, a bare vocabulary.
     folder, config = (
         snapshot(TEXT_ENCODERS["bert_tiny"]),
-        BertConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512),
+        BertConfig(
+            hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512
+        ),
     )
     torch.save(BertForPreTraining(config).state_dict(), folder / "pytorch_model.bin")
     old = {key: value for key, value in config.to_diff_dict().items() if key != "model_type"}
@@ -79,7 +94,9 @@ def count(model: nn.Module) -> int:
 def once(monkeypatch, loader: str) -> None:
     """Load each encoder only once, for a test that cuts it at every depth."""
     load, loaded = getattr(encoders, loader), {}
-    monkeypatch.setattr(encoders, loader, lambda *key: loaded.get(key) or loaded.setdefault(key, load(*key)))
+    monkeypatch.setattr(
+        encoders, loader, lambda *key: loaded.get(key) or loaded.setdefault(key, load(*key))
+    )
 
 
 @pytest.mark.slow
@@ -112,7 +129,9 @@ def test_a_text_tower_cut_anywhere_is_the_whole_one(name, monkeypatch):
     for trainable in range(-1, len(encoder.stages) + 1):
         cut = TextEncoder(name, trainable)
         with torch.no_grad():
-            assert torch.equal(cut.run(cut.run(ids, mask, stop=cut.frozen), mask, cut.frozen), states)
+            assert torch.equal(
+                cut.run(cut.run(ids, mask, stop=cut.frozen), mask, cut.frozen), states
+            )
             assert torch.allclose(cut(ids, mask), encoder.pool(states, mask), atol=1e-5)
             one = ids[1:2], mask[1:2]  # alone a caption is in one bucket, with the same padding
             assert torch.equal(cut(*one), encoder.pool(encoder.run(*one), one[1]))
@@ -131,15 +150,20 @@ def trains(encoder) -> None:
 @pytest.mark.parametrize("image", IMAGE_ENCODERS)
 def test_a_pair_takes_steps_and_comes_back_from_disk(image, text, pairs, tmp_path):
     settings = mc.Config().updated(
-        **{"encoders.image": image, "encoders.text": text, "encoders.image_trainable": 2, "encoders.text_trainable": 1},
-        **{"train.batch_size": 8, "train.cache_dtype": "float32"},
+        **{
+            "encoders.image": image,
+            "encoders.text": text,
+            "encoders.image_trainable": 2,
+            "encoders.text_trainable": 1,
+        },
+        **{"train.batch_size": 8, "features.cache_dtype": "float32"},
     )
     losses, data = [], pairs.subset(range(8))
     for cache in (True, False):
         mc.set_seed(0)
         model = mc.MiniCLIP(settings)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        learner = Learner(settings, model, Accelerator(), TrunkOutputs(model, data, cache=cache))
+        learner = Learner(settings, model, Accelerator(), Features(model, data, cache=cache))
         model.train()
         torch.manual_seed(0)
         batches = [next(epoch_batches(settings, learner.outputs, epoch)) for epoch in range(3)]
@@ -147,7 +171,9 @@ def test_a_pair_takes_steps_and_comes_back_from_disk(image, text, pairs, tmp_pat
     assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-5)
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert losses[0][2] < losses[0][0]
-    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    moved = {
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
+    }
     learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert moved <= learned  # neither a frozen weight nor a batch norm's statistic
     for part in ("image_encoder", "text_encoder", "image_head", "text_head", "logit_scale"):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import minicliplib as mc
-from minicliplib.zeroshot import fill, in_words
+from minicliplib.zeroshot import class_phrase, fill
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,9 @@ def shipped() -> mc.MiniCLIP:
 
 @pytest.fixture(scope="module")
 def classifier(shipped) -> mc.ZeroShotClassifier:
-    return mc.ZeroShotClassifier(shipped, ["cat", "owl", "man with a camera"], ["A {}.", "a photo of a {}."])
+    return mc.ZeroShotClassifier(
+        shipped, ["cat", "owl", "man with a camera"], ["A {}.", "a photo of a {}."]
+    )
 
 
 def test_weights_are_the_mean_of_the_prompts_and_of_unit_length(shipped, classifier):
@@ -36,8 +38,13 @@ def test_it_names_free_photos(classifier):
 def test_probabilities_are_the_softmax_of_scaled_cosines(shipped, classifier):
     vectors = shipped.encode_image(mc.load_dataset("photos", limit=2).images)
     powers = (shipped.scale().item() * vectors @ classifier.weights.T).exp()
-    assert torch.allclose(classifier.probabilities(vectors), powers / powers.sum(1, keepdim=True), atol=1e-5)
-    assert [len(row) for row in classifier.predict(vectors, k=50)] == [3, 3]  # never more than there are
+    assert torch.allclose(
+        classifier.probabilities(vectors), powers / powers.sum(1, keepdim=True), atol=1e-5
+    )
+    assert [len(row) for row in classifier.predict(vectors, k=50)] == [
+        3,
+        3,
+    ]  # never more than there are
 
 
 def test_calibration_takes_away_what_every_image_has(shipped):
@@ -51,7 +58,11 @@ def test_calibration_takes_away_what_every_image_has(shipped):
 def test_words():
     assert fill("A {} on a {}.", "owl") == "An owl on an owl."
     assert fill("the {}", "umbrella") == "the umbrella"
-    assert (in_words("Stop_Sign"), in_words("car_side"), in_words("stop_sign")) == ("stop sign", "car", "stop sign")
+    assert (class_phrase("Stop_Sign"), class_phrase("car_side"), class_phrase("stop_sign")) == (
+        "stop sign",
+        "car",
+        "stop sign",
+    )
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import IvfFlat
 
-from .retrieval import KINDS, Index, check_maker, from_json, made_by, to_json
+from ..retrieval import KINDS, Index, check_maker, from_json, made_by, to_json
 
 
 class EngineIndex(Index):
@@ -28,9 +28,13 @@ class EngineIndex(Index):
     def __init__(self, uri, model=None, **options):
         """Open or start the index at `uri`, a folder or an address; the options (keys, region) go to LanceDB."""
         self.model, self._opened = model, {}
-        self.engine = lancedb.connect(str(uri), **{"read_consistency_interval": timedelta(0)} | options)
+        self.engine = lancedb.connect(
+            str(uri), **{"read_consistency_interval": timedelta(0)} | options
+        )
         for table in self._tables().values():
-            check_maker(uri, model, (table.schema.metadata or {}).get(b"model", b"").decode() or None)
+            check_maker(
+                uri, model, (table.schema.metadata or {}).get(b"model", b"").decode() or None
+            )
 
     def _tables(self):
         """The tables that are there, opened once; each answers with what all clients have added."""
@@ -46,21 +50,31 @@ class EngineIndex(Index):
         names = {kind: [] for kind in KINDS}
         for kind, table in self._tables().items():
             stored = table.search().select(["name"]).limit(table.count_rows()).to_arrow()
-            names[kind] = [json.loads(name, object_hook=from_json) for name in stored["name"].to_pylist()]
+            names[kind] = [
+                json.loads(name, object_hook=from_json) for name in stored["name"].to_pylist()
+            ]
         return names
 
     @property
     def vectors(self):
         """The shapes of the vectors, which stay with the engine."""
         width = lambda table: table.schema.field("vector").type.list_size
-        return {kind: SimpleNamespace(shape=(t.count_rows(), width(t))) for kind, t in self._tables().items()}
+        return {
+            kind: SimpleNamespace(shape=(t.count_rows(), width(t)))
+            for kind, t in self._tables().items()
+        }
 
     def _size(self, kind):
         return self._tables()[kind].count_rows() if kind in self._tables() else 0
 
     def _append(self, kind, vectors, names):
         """Send (n, dim) vectors to the engine; a name that another client adds at the same time is in once."""
-        key = pa.field("name", pa.string(), nullable=False, metadata={"lance-schema:unenforced-primary-key": "true"})
+        key = pa.field(
+            "name",
+            pa.string(),
+            nullable=False,
+            metadata={"lance-schema:unenforced-primary-key": "true"},
+        )
         fields = [key, pa.field("vector", pa.list_(pa.float32(), vectors.shape[1]))]
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
         rows = [pa.array([json.dumps(name, default=to_json) for name in names]), vectors]
@@ -76,10 +90,14 @@ class EngineIndex(Index):
         scores, names = np.empty((len(vectors), k), np.float32), np.empty((len(vectors), k), object)
         table = self._tables()[among]
         for i, query in enumerate(self._checked(vectors)):
-            nearest = table.search(query).distance_type("dot").maximum_nprobes(0)  # as many clusters as k takes
+            nearest = (
+                table.search(query).distance_type("dot").maximum_nprobes(0)
+            )  # as many clusters as k takes
             found = nearest.limit(k).select(["name", "_distance"]).to_arrow()
             scores[i] = 1 - found["_distance"].to_numpy()
-            names[i] = [json.loads(name, object_hook=from_json) for name in found["name"].to_pylist()]
+            names[i] = [
+                json.loads(name, object_hook=from_json) for name in found["name"].to_pylist()
+            ]
         return scores, names
 
     def _name(self, kind, found):

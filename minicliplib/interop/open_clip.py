@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import transforms
 
-from .model import MiniCLIP
+from ..model import MiniCLIP
 
 
 class OpenCLIP(nn.Module):
@@ -14,7 +14,10 @@ class OpenCLIP(nn.Module):
 
     def __init__(self, model: MiniCLIP):
         super().__init__()
-        self.model, self.logit_scale = model, model.logit_scale  # the scale's logarithm, as in open_clip
+        self.model, self.logit_scale = (
+            model,
+            model.logit_scale,
+        )  # the scale's logarithm, as in open_clip
         self.eval()
 
     def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
@@ -39,5 +42,7 @@ def as_open_clip(model: MiniCLIP) -> tuple[OpenCLIP, Callable, Callable]:
     image, text = model.image_encoder, model.text_encoder
     normalise = transforms.Normalize(image.mean.flatten().tolist(), image.std.flatten().tolist())
     transform = transforms.Compose([image.square, transforms.ToTensor(), normalise])
-    tokenizer = lambda texts: text.prepare([texts] if isinstance(texts, str) else texts, "max_length")[0].cpu()
+    tokenizer = lambda texts: text.prepare(
+        [texts] if isinstance(texts, str) else texts, "max_length"
+    )[0].cpu()
     return OpenCLIP(model), transform, tokenizer

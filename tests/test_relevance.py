@@ -7,10 +7,22 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 import minicliplib as mc
-from minicliplib import visualize
-from minicliplib.scenes import Group, make_scene, noun
+from minicliplib.analysis import figures as visualize
+from minicliplib.datasets.scenes import Group, make_scene, noun
 
-PHOTOGRAPHED = {"dog", "cat", "child", "car", "bicycle", "horse", "ball", "boat", "bus", "surfer", "snowboarder"}
+PHOTOGRAPHED = {
+    "dog",
+    "cat",
+    "child",
+    "car",
+    "bicycle",
+    "horse",
+    "ball",
+    "boat",
+    "bus",
+    "surfer",
+    "snowboarder",
+}
 
 
 @pytest.fixture(scope="module")
@@ -21,20 +33,32 @@ def shipped() -> mc.MiniCLIP:
 @pytest.fixture(scope="module")
 def vit() -> mc.MiniCLIP:
     mc.set_seed(0)
-    return mc.MiniCLIP(mc.Config().updated(**{"encoders.image": "vit_tiny_patch16_224"}), pretrained=False)
+    return mc.MiniCLIP(
+        mc.Config().updated(**{"encoders.image": "vit_tiny_patch16_224"}), pretrained=False
+    )
 
 
 @pytest.fixture(scope="module")
 def named() -> list[tuple]:
     """Scenes of several things, and of each a thing that Flickr8k's photos show: (picture, it, the others)."""
-    scenes = [scene for scene in (make_scene("train", i) for i in range(200)) if len(scene.groups) > 1]
-    found = [(scene, group) for scene in scenes for group in scene.groups if group.name in PHOTOGRAPHED]
-    return [(scene.render(), group, [g for g in scene.groups if g != group]) for scene, group in found[:16]]
+    scenes = [
+        scene for scene in (make_scene("train", i) for i in range(200)) if len(scene.groups) > 1
+    ]
+    found = [
+        (scene, group) for scene in scenes for group in scene.groups if group.name in PHOTOGRAPHED
+    ]
+    return [
+        (scene.render(), group, [g for g in scene.groups if g != group])
+        for scene, group in found[:16]
+    ]
 
 
 @pytest.fixture(scope="module")
 def maps(shipped, named) -> list[np.ndarray]:
-    return [mc.relevance_map(shipped, picture, noun(group.name, group.count)) for picture, group, _ in named]
+    return [
+        mc.relevance_map(shipped, picture, noun(group.name, group.count))
+        for picture, group, _ in named
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +71,9 @@ def box(group: Group, size: int = 224) -> np.ndarray:
     """Return where a group of things stands: (size, size) bool, generous by less than a glyph."""
     half = group.scale * (0.5 if group.count == 1 else 1.02)
     x, y = np.meshgrid(*[(np.arange(size) + 0.5) / size] * 2)
-    return (abs(x - group.x) < half) & (abs(y - group.y) < (half if group.count > 2 else group.scale / 2))
+    return (abs(x - group.x) < half) & (
+        abs(y - group.y) < (half if group.count > 2 else group.scale / 2)
+    )
 
 
 # ---- maps ------------------------------------------------------------------------------------------
@@ -73,7 +99,11 @@ def test_a_caption_looks_at_the_thing_it_names_and_not_at_the_others(named, maps
         elsewhere.append(relevance[other].mean() / relevance.mean())
     assert np.mean(chance) < 0.15
     assert np.mean(peak) > 0.3  # of chance 0.11
-    assert np.mean(mass) > max(1.5, 1.25 * np.mean(elsewhere)), (np.mean(peak), np.mean(mass), np.mean(elsewhere))
+    assert np.mean(mass) > max(1.5, 1.25 * np.mean(elsewhere)), (
+        np.mean(peak),
+        np.mean(mass),
+        np.mean(elsewhere),
+    )
 
 
 @pytest.mark.parametrize("share", [0, 1])
@@ -83,7 +113,9 @@ def test_a_map_of_a_model_that_forgot_is_another(forgetful, named, maps, share):
         (mc.relevance_map(forgot, p, noun(g.name, g.count)), old)
         for (p, g, _), old in zip(named[:5], maps[:5], strict=True)
     ]
-    same = np.mean([spearmanr(new[::4, ::4], old[::4, ::4], axis=None).statistic for new, old in seen])
+    same = np.mean(
+        [spearmanr(new[::4, ::4], old[::4, ::4], axis=None).statistic for new, old in seen]
+    )
     assert abs(same) < 0.35
 
 
@@ -107,7 +139,9 @@ def test_how_far_down_a_model_forgets(shipped, forgetful):
 
 def test_a_vision_transformer_shows_its_attention(vit, named):
     picture = named[0][0]
-    dog, snow = (mc.relevance_map(vit, picture, text) for text in ("a dog", "a mountain in the snow"))
+    dog, snow = (
+        mc.relevance_map(vit, picture, text) for text in ("a dog", "a mountain in the snow")
+    )
     assert dog.shape == (224, 224)
     assert 0 <= dog.min() < 0.1
     assert dog.max() == 1
@@ -128,10 +162,15 @@ def test_the_shares_of_words_agree_with_leaving_them_out(shipped):
     agreement = []
     for scene in scenes:
         by_gradient, by_removal = (
-            explain(shipped, scene.render(), scene.captions[1]) for explain in (mc.word_relevance, mc.leave_one_out)
+            explain(shipped, scene.render(), scene.captions[1])
+            for explain in (mc.word_relevance, mc.leave_one_out)
         )
-        assert [w for w, _ in by_gradient] == [w for w, _ in by_removal] == scene.captions[1].split()
-        agreement.append(spearmanr([s for _, s in by_gradient], [s for _, s in by_removal]).statistic)
+        assert (
+            [w for w, _ in by_gradient] == [w for w, _ in by_removal] == scene.captions[1].split()
+        )
+        agreement.append(
+            spearmanr([s for _, s in by_gradient], [s for _, s in by_removal]).statistic
+        )
     assert np.mean(agreement) > 0.4, np.mean(agreement)
 
 
@@ -143,7 +182,9 @@ def test_the_shares_add_up_to_what_the_words_change(shipped, named):
     blank[:, 1:-1] = encoder.tokenizer.unk_token_id
     with torch.no_grad():
         image = shipped.project_image(shipped.image_encoder.trunk(pixels))[0]
-        full, none = (shipped.project_text(encoder.trunk(i, mask), mask)[0] @ image for i in (ids, blank))
+        full, none = (
+            shipped.project_text(encoder.trunk(i, mask), mask)[0] @ image for i in (ids, blank)
+        )
     shares = mc.word_relevance(shipped, picture, text)
     assert [word for word, _ in shares] == text.split()
     assert sum(share for _, share in shares) == pytest.approx((full - none).item(), abs=0.03)
@@ -169,7 +210,10 @@ def traces(model) -> list:
         [m.training for m in modules],
         [p.requires_grad for p in model.parameters()],
         [p.grad for p in model.parameters()],
-        [len(m._forward_hooks) + len(m._backward_hooks) + len(m._forward_pre_hooks) for m in modules],
+        [
+            len(m._forward_hooks) + len(m._backward_hooks) + len(m._forward_pre_hooks)
+            for m in modules
+        ],
         [m.fused_attn for m in modules if hasattr(m, "fused_attn")],
     ]
 
@@ -204,7 +248,9 @@ def test_what_cannot_be_explained_is_a_clear_error(shipped, named, tmp_path):
 def test_an_overlay_is_grey_where_nothing_is_relevant_and_brightest_at_the_peak():
     heat = np.zeros((8, 8), np.float32)
     heat[2, 5] = 1
-    picture = np.asarray(mc.explain.overlay(Image.new("RGB", (80, 40), (100, 150, 120)), heat)).astype(int)
+    picture = np.asarray(
+        mc.explain.overlay(Image.new("RGB", (80, 40), (100, 150, 120)), heat)
+    ).astype(int)
     assert picture.shape == (40, 80, 3)
     assert np.ptp(picture[30, 10]) <= 2  # 85% of its grey, 15% of black
     assert (picture[30, 10] < 150).all()
@@ -213,14 +259,18 @@ def test_an_overlay_is_grey_where_nothing_is_relevant_and_brightest_at_the_peak(
 
 
 def test_figures(named, maps):
-    fig = visualize.relevance([picture for picture, _, _ in named[:2]], [maps[0], None], ["a", "b"], columns=2)
+    fig = visualize.relevance(
+        [picture for picture, _, _ in named[:2]], [maps[0], None], ["a", "b"], columns=2
+    )
     assert fig.axes[-1].get_ylabel() == "relevance (0 to 1)"
     assert [len(ax.images) for ax in fig.axes[:2]] == [1, 1]
     drawn = [mc.explain.overlay(named[0][0], maps[0]), mc.load_image(named[1][0], hint=224)]
     for ax, picture in zip(fig.axes, drawn, strict=False):
         expected = picture.resize((160, 160), Image.Resampling.BILINEAR)
         assert np.array_equal(ax.images[0].get_array(), np.asarray(expected))
-    fig = visualize.words([("right", [("good", 0.2), ("bad", -0.1)], [("good", 0.1), ("bad", 0.3)])])
+    fig = visualize.words(
+        [("right", [("good", 0.2), ("bad", -0.1)], [("good", 0.1), ("bad", 0.3)])]
+    )
     assert [bar.get_width() for bar in fig.axes[0].patches] == [0.2, -0.1, 0.1, 0.3]
     assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == ["good", "bad"]
 
@@ -253,7 +303,9 @@ def test_a_twin_is_never_true_of_a_scene_and_articles_fit():
                 twin = mc.altered(caption, kind, rng)
                 assert twin is None or twin.lower() != caption.lower()
                 if twin and kind == "order":
-                    assert sorted(twin.lower().rstrip(".").split()) == sorted(caption.lower().rstrip(".").split())
+                    assert sorted(twin.lower().rstrip(".").split()) == sorted(
+                        caption.lower().rstrip(".").split()
+                    )
                 elif twin:
                     assert len(twin.split()) == len(caption.split())
                     assert " a owl" not in twin.lower()

@@ -17,12 +17,15 @@ from PIL import Image
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from .encoders import ImageLike
-from .images import load_image
-from .model import MiniCLIP, eval_mode
-from .scenes import KIND
+from ..datasets.images import load_image
+from ..datasets.scenes import KIND
+from ..encoders import ImageLike
+from ..model import MiniCLIP, eval_mode
 
-SIZES = (1, 2)  # of the picture, in tower inputs: a map of 7 x 7 places, and one of 14 x 14 that localises better
+SIZES = (
+    1,
+    2,
+)  # of the picture, in tower inputs: a map of 7 x 7 places, and one of 14 x 14 that localises better
 STEPS = 8  # of integrated gradients; 64 give the same agreement with leave_one_out
 NO_WORD = "."  # what is left of a caption of one word without its word
 
@@ -40,9 +43,11 @@ def relevance_map(model: MiniCLIP, image: ImageLike, text: str) -> np.ndarray:
 
     """
     encoder = model.image_encoder
-    with _still(model):
+    with eval_with_grad(model):
         vector, pixels = model.encode_text(text)[0].clone(), encoder.prepare([image])
-        relevance = (_rollout if isinstance(encoder.model, VisionTransformer) else _grad_cam)(model, pixels, vector)
+        relevance = (_rollout if isinstance(encoder.model, VisionTransformer) else _grad_cam)(
+            model, pixels, vector
+        )
     return (relevance / relevance.max().clamp(min=1e-12)).cpu().numpy()
 
 
@@ -52,7 +57,10 @@ def overlay(image, heat: np.ndarray, hint: int = 224) -> Image.Image:
     heat = np.asarray(Image.fromarray(heat).resize(grey.size, Image.Resampling.BILINEAR))[..., None]
     weight = 0.15 + 0.6 * heat
     return Image.fromarray(
-        (weight * 255 * colormaps["inferno"](heat[..., 0])[..., :3] + (1 - weight) * np.asarray(grey)).astype(np.uint8)
+        (
+            weight * 255 * colormaps["inferno"](heat[..., 0])[..., :3]
+            + (1 - weight) * np.asarray(grey)
+        ).astype(np.uint8)
     )
 
 
@@ -65,14 +73,22 @@ def word_relevance(model: MiniCLIP, image: ImageLike, text: str) -> list[tuple[s
     encoder, words = model.text_encoder, text.split()
     ids, mask = encoder.prepare([text])
     if len(encoder.stages) < 2:
-        raise ValueError(f"{type(encoder.model).__name__} is not cut into stages: use leave_one_out for its words.")
-    pieces = encoder.tokenizer(text, truncation=True, max_length=encoder.max_tokens, return_offsets_mapping=True)
+        raise ValueError(
+            f"{type(encoder.model).__name__} is not cut into stages: use leave_one_out for its words."
+        )
+    pieces = encoder.tokenizer(
+        text, truncation=True, max_length=encoder.max_tokens, return_offsets_mapping=True
+    )
     image_vector = _plain(model, image)
-    special = torch.tensor(encoder.tokenizer.get_special_tokens_mask(ids[0].tolist(), already_has_special_tokens=True))
+    special = torch.tensor(
+        encoder.tokenizer.get_special_tokens_mask(ids[0].tolist(), already_has_special_tokens=True)
+    )
     blank = torch.where(special.bool().to(ids.device), ids, encoder.tokenizer.unk_token_id)
-    with _still(model):
+    with eval_with_grad(model):
         start, end = encoder.run(torch.cat([blank, ids]), mask.repeat(2, 1), stop=1).detach()
-        way = (torch.arange(STEPS, device=start.device) + 0.5)[:, None, None] / STEPS  # middles of equal steps
+        way = (torch.arange(STEPS, device=start.device) + 0.5)[
+            :, None, None
+        ] / STEPS  # middles of equal steps
         hidden = (start + way * (end - start)).requires_grad_()  # (STEPS, T, D)
         mask = mask.repeat(STEPS, 1)
         pooled = encoder.pool(encoder.run(hidden, mask, start=1), mask)
@@ -91,7 +107,7 @@ def leave_one_out(model: MiniCLIP, image: ImageLike, text: str) -> list[tuple[st
     """Each word of a caption with the drop in cosine when it is left out; a caption of one word leaves a full stop."""
     words, vector = text.split(), _plain(model, image)
     shorter = [" ".join(words[:i] + words[i + 1 :]) or NO_WORD for i in range(len(words))]
-    with _still(model):
+    with eval_with_grad(model):
         cosine = (model.encode_text([text, *shorter]) @ vector).tolist()
     return [(word, cosine[0] - without) for word, without in zip(words, cosine[1:], strict=True)]
 
@@ -115,17 +131,35 @@ def randomised(model: MiniCLIP, share: float = 1.0, seed: int = 0) -> MiniCLIP:
     return model
 
 
-# Words of which any may stand for any other in a sentence, and then changes its meaning.
+# Words of which any may stand for any other in a sentence, and then changes its teacher_text.
 ALTERNATIVES = {
     "number": ("two", "three", "four"),
-    "colour": ("red", "blue", "green", "yellow", "white", "black", "brown", "golden", "grey", "pink", "purple"),
+    "colour": (
+        "red",
+        "blue",
+        "green",
+        "yellow",
+        "white",
+        "black",
+        "brown",
+        "golden",
+        "grey",
+        "pink",
+        "purple",
+    ),
     "side": ("left", "right"),
-    "subject": ("man", "woman", "boy", "girl", *(n for n, kind in KIND.items() if kind in ("animal", "person"))),
+    "subject": (
+        "man",
+        "woman",
+        "boy",
+        "girl",
+        *(n for n, kind in KIND.items() if kind in ("animal", "person")),
+    ),
 }
 
 
 def altered(caption: str, kind: str, rng: np.random.Generator) -> str | None:
-    """Return a caption's false twin, or None where there is none: the words are alike, the meaning is not.
+    """Return a caption's false twin, or None where there is none: the words are alike, the teacher_text is not.
 
     ``kind`` is "order" (the words shuffled), "roles" (two subjects change places), or a key of ``ALTERNATIVES``: one
     word, drawn at random, becomes another of its kind. In the spirit of ARO (Yuksekgonul et al. 2023).
@@ -150,7 +184,7 @@ def altered(caption: str, kind: str, rng: np.random.Generator) -> str | None:
 
 
 @contextmanager
-def _still(model: nn.Module) -> Iterator[None]:
+def eval_with_grad(model: nn.Module) -> Iterator[None]:
     """Eval mode with gradients, whatever the caller's setting."""
     with eval_mode(model), torch.inference_mode(False), torch.enable_grad():
         yield
@@ -158,20 +192,34 @@ def _still(model: nn.Module) -> Iterator[None]:
 
 def _plain(model: MiniCLIP, image: ImageLike) -> Tensor:
     """The unit vector (E,) of the plain look at a picture."""
-    with _still(model), torch.no_grad():
-        return model.project_image(model.image_encoder.trunk(model.image_encoder.prepare([image])))[0]
+    with eval_with_grad(model), torch.no_grad():
+        return model.project_image(model.image_encoder.trunk(model.image_encoder.prepare([image])))[
+            0
+        ]
 
 
 def _grad_cam(model: MiniCLIP, pixels: Tensor, vector: Tensor) -> Tensor:
     """Pixels (1, 3, h, w) and a text's vector (E,) -> relevance (h, w)."""
     encoder, total = model.image_encoder, torch.zeros(pixels.shape[-2:], device=pixels.device)
-    for scale in SIZES if len(encoder.stages) > 1 else SIZES[:1]:  # a tower that is not cut may want its own size
-        hidden = encoder.run(F.interpolate(pixels, scale_factor=scale, mode="bicubic")).detach().requires_grad_()
+    for scale in (
+        SIZES if len(encoder.stages) > 1 else SIZES[:1]
+    ):  # a tower that is not cut may want its own size
+        hidden = (
+            encoder.run(F.interpolate(pixels, scale_factor=scale, mode="bicubic"))
+            .detach()
+            .requires_grad_()
+        )
         if hidden.ndim != 4:
-            raise ValueError(f"{type(encoder.model).__name__} gives no map of the picture to show relevance on.")
+            raise ValueError(
+                f"{type(encoder.model).__name__} gives no map of the picture to show relevance on."
+            )
         cosine = F.normalize(model.image_head(encoder.pool(hidden)), dim=-1)[0] @ vector
-        places = hidden * torch.autograd.grad(cosine, hidden)[0]  # pooling is a mean: one gradient for all places
-        channels = 1 if hidden.shape[1] == encoder.model.num_features else 3  # some towers keep them last
+        places = (
+            hidden * torch.autograd.grad(cosine, hidden)[0]
+        )  # pooling is a mean: one gradient for all places
+        channels = (
+            1 if hidden.shape[1] == encoder.model.num_features else 3
+        )  # some towers keep them last
         cam = _enlarged(places.detach().sum(channels)[0], encoder.size)
         total += cam / cam.mean().clamp(min=1e-12)
     return total
@@ -185,7 +233,9 @@ def _rollout(model: MiniCLIP, pixels: Tensor, vector: Tensor) -> Tensor:
     try:
         for attention in attentions:
             attention.fused_attn = False  # fused attention never shows its weights
-            hooks.append(attention.attn_drop.register_forward_hook(lambda *call: seen.append(call[-1])))
+            hooks.append(
+                attention.attn_drop.register_forward_hook(lambda *call: seen.append(call[-1]))
+            )
         pooled = model.image_encoder.pool(model.image_encoder.run(pixels.requires_grad_()))
         cosine = F.normalize(model.image_head(pooled), dim=-1)[0] @ vector
         gradients = torch.autograd.grad(cosine, seen)
@@ -199,7 +249,9 @@ def _rollout(model: MiniCLIP, pixels: Tensor, vector: Tensor) -> Tensor:
         rollout = rollout + (weights * gradient).float().relu().mean((0, 1)).detach() @ rollout
     first = vit.num_prefix_tokens
     patches = (rollout[:1] if vit.global_pool == "token" else rollout[first:]).mean(0)[first:]
-    return _enlarged((patches - patches.min()).view(vit.patch_embed.grid_size), model.image_encoder.size)
+    return _enlarged(
+        (patches - patches.min()).view(vit.patch_embed.grid_size), model.image_encoder.size
+    )
 
 
 def _enlarged(places: Tensor, size: int) -> Tensor:

@@ -1,0 +1,1 @@
+from .relevance import altered  # noqa: F401

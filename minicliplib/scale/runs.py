@@ -1,0 +1,207 @@
+"""Runs: the folder of each, its state, and what makes a run that was cut off go on.
+
+A run is what made it: its config and its data. Both are in the name of its folder and in what the
+folder holds, so a run is never taken for another.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from filelock import FileLock
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from ..config import Config
+from ..datasets.base import CaptionedImages, without_unreadable
+from ..loss import contrastive_loss
+from ..model import MiniCLIP, best_device
+from ..paths import data_root, short_hash, write_atomically
+
+if TYPE_CHECKING:
+    from ..training import Splits, Trainer
+
+STATE = "state.safetensors"  # all that the next epoch needs
+History = list[dict[str, Any]]
+
+
+# ---- the folder ---------------------------------------------------------------------------------
+
+
+def data_fingerprint(data: "Splits") -> str:
+    """Return eight hex digits that tell the data of a run from others."""
+    return short_hash(data.train.fingerprint(), data.dev.fingerprint(), digits=8)
+
+
+def run_folder(config: Config, data: "Splits") -> Path:
+    """Return where a run lies: ``data_root()/runs/<dataset>-<digest of config>-<of data>``."""
+    name = f"{data.train.name}-{config.digest()}-{data_fingerprint(data)}"
+    return data_root() / "runs" / name
+
+
+@contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """Make a run's folder and hold it, so that a second call for the run waits for the first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # The processes of one run share its folder, and must not wait for each other.
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    with FileLock(folder / "lock") if alone else nullcontext():
+        yield
+
+
+def read_history(folder: Path, config: Config, data: "Splits") -> History:
+    """Return the epochs so far; a folder that holds another run is a ``ValueError``."""
+    checkpoint = folder / "config.json"
+    if not checkpoint.exists():
+        return []
+    advice = "name another folder, or delete this one."
+    made_with = Config.from_dict(json.loads(checkpoint.read_text())["config"])
+    if made_with.to_dict() != config.to_dict():
+        raise ValueError(f"{folder} holds a run of another config: {advice}")
+    if not (folder / STATE).exists():
+        return []
+    record = safe_open(folder / STATE, "pt").metadata()
+    if record.get("config") != config.digest():
+        raise ValueError(f"{folder} holds a run of another config or version: {advice}")
+    if record.get("data") != data_fingerprint(data):
+        raise ValueError(f"{folder} holds a run of this config on other data: {advice}")
+    return json.loads(record["history"])
+
+
+def best_epoch(history: History) -> int:
+    """Return the row with the best dev mean recall."""
+    return int(np.argmax([row["dev_mean_recall"] for row in history]))
+
+
+def is_finished(history: History, config: Config) -> bool:
+    """Return whether all epochs are done, or too many went by without a better dev recall."""
+    if not history:
+        return False
+    without_gain = len(history) - 1 - best_epoch(history)
+    return len(history) >= config.train.epochs or without_gain >= config.train.patience
+
+
+# ---- its files ----------------------------------------------------------------------------------
+
+
+def save_best(model: MiniCLIP, folder: Path, row: dict[str, Any], dev: CaptionedImages) -> None:
+    """Save the model as the run's best one, with its dev recalls for the model card."""
+    recalls = {name: value for name, value in row.items() if name.startswith("dev_")}
+    pool = {"images": len(dev), "captions": len(dev.flat_captions)}
+    result = {"dataset": dev.name, "split": dev.split, **pool, "metrics": recalls}
+    model.results = [result]
+    model.save(folder)
+
+
+def save_state(trainer: "Trainer", folder: Path, history: History, data: "Splits") -> None:
+    """Write all that the next epoch needs, in full precision, and the history as a table.
+
+    That is the weights, their averages, Adam's moments, and the history.
+    """
+    tensors = {f"model.{name}": t for name, t in trainer.model.learned_state().items()}
+    if trainer.average:
+        tensors |= {f"average.{name}": t for name, t in trainer.average.weights.items()}
+    for index, moments in trainer.optimiser.state_dict()["state"].items():
+        tensors |= {f"adam.{index}.{name}": moment for name, moment in moments.items()}
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    record = {
+        "config": trainer.config.digest(),
+        "data": data_fingerprint(data),
+        "history": json.dumps(history),
+    }
+    write_atomically(folder / STATE, lambda part: save_file(tensors, part, metadata=record))
+    pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
+
+
+def load_state(trainer: "Trainer", folder: Path, epochs: int) -> None:
+    """Take up what ``save_state`` wrote after so many epochs."""
+    model_state = {}
+    optimiser_state = trainer.optimiser.state_dict()
+    for full_name, tensor in load_file(folder / STATE).items():
+        part, name = full_name.split(".", 1)
+        if part == "model":
+            model_state[name] = tensor
+        elif part == "average" and trainer.average:
+            trainer.average.weights[name].copy_(tensor)
+        elif part == "adam":
+            index, moment = name.split(".")
+            optimiser_state["state"].setdefault(int(index), {})[moment] = tensor
+    trainer.model.load_learned_state(model_state)
+    trainer.optimiser.load_state_dict(optimiser_state)
+    trainer.steps_done = epochs * trainer.steps_per_epoch
+
+
+# ---- before the first epoch ---------------------------------------------------------------------
+
+
+def start_accelerator(config: Config) -> Accelerator:
+    """Return what runs the steps on one or several processes and devices."""
+    AcceleratorState._reset_state()  # or a run of another precision would be refused
+    return Accelerator(mixed_precision=config.encoders.precision, cpu=best_device() == "cpu")
+
+
+def leave_out_unreadable(data: "Splits") -> "Splits":
+    """Leave out the images of the user's own folder that cannot be read, with a warning."""
+    if "folder" not in data.train.name.split("+"):
+        return data
+    return type(data)(without_unreadable(data.train), without_unreadable(data.dev))
+
+
+def check_settings(config: Config, train: CaptionedImages, accelerator: Accelerator) -> None:
+    """Refuse now, in one sentence, what would fail after minutes."""
+    settings = config.train
+    at_least_one = {
+        "train.epochs": settings.epochs,
+        "train.patience": settings.patience,
+        "train.soup": settings.soup,
+        "features.views": config.features.views,
+    }
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, not {value}.")
+    above_zero = {
+        "heads.temperature": config.heads.temperature,
+        "heads.max_scale": config.heads.max_scale,
+        "loss.soft_temperature": config.loss.soft_temperature,
+    }
+    for name, value in above_zero.items():
+        if value <= 0:
+            raise ValueError(f"{name} must be above 0, not {value}.")
+    if not 0 <= config.loss.soft <= 1:
+        raise ValueError(f"loss.soft is a share, from 0 to 1, not {config.loss.soft}.")
+    if config.features.cache_dtype not in ("float16", "float32"):
+        kind = config.features.cache_dtype
+        raise ValueError(f"features.cache_dtype must be float16 or float32, not {kind!r}.")
+    if settings.chunk_size and config.encoders.precision == "fp16":
+        raise ValueError("train.chunk_size cannot be used with fp16, which scales gradients.")
+
+    # Batches: of enough images, shared evenly, with enough captions.
+    size = settings.batch_size
+    if not 2 <= size <= len(train):
+        raise ValueError(
+            f"train.batch_size must be 2 to {len(train)}, the number of training images, not {size}."
+        )
+    if size % accelerator.num_processes:
+        count = accelerator.num_processes
+        raise ValueError(
+            f"train.batch_size must be a multiple of the {count} processes, not {size}."
+        )
+    fewest = min(map(len, train.captions))
+    if not 1 <= settings.captions_per_image <= fewest:
+        raise ValueError(
+            f"train.captions_per_image is {settings.captions_per_image}, but an image of "
+            f"{train.name!r} has {fewest} captions."
+        )
+
+    # A trial of the loss.
+    two = torch.eye(2, device=accelerator.device)
+    rows = torch.arange(2, device=two.device).repeat_interleave(settings.captions_per_image)
+    contrastive_loss(config.loss.name, two, two[rows], two[0, 0], rows)

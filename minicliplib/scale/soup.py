@@ -1,0 +1,55 @@
+"""A soup: one model whose weights are the average of several runs (Wortsman et al. 2022).
+
+Runs that share their start end in one basin of the loss, so the average of their weights is
+better than each of them, and costs no more to use.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from ..config import Config
+from ..model import MiniCLIP, load
+from ..training import OnEpoch, Run, Splits, fit
+from .averaging import mean_state
+from .runs import read_history, run_folder, start_accelerator
+
+
+def fit_soup(
+    config: Config,
+    folder: Path,
+    data: Splits,
+    cache: bool,
+    progress: bool,
+    on_epoch: OnEpoch | None,
+) -> Run:
+    """Train ``train.soup`` runs that differ in ``train.shuffle``, and average their weights.
+
+    Each run keeps its best epoch. Where the soup lies in its own place under ``data_root()``, so
+    do the runs, and a run that is there already is not trained again.
+    """
+    read_history(folder, config, data)  # refuses another run's folder
+    in_default_place = folder == run_folder(config, data)
+    count = config.train.soup
+
+    # Train the runs.
+    runs = []
+    for k in range(count):
+        one = config.updated(train={"soup": 1, "shuffle": config.train.shuffle * count + k})
+        run_place = None if in_default_place else folder / f"run{k}"
+        run = fit(one, run_place, data.train, data.dev, cache, progress, on_epoch)
+        runs.append(run)
+
+    # Average their weights.
+    model = MiniCLIP(config)
+    states = [run.model.cpu().learned_state() for run in runs]
+    model.load_learned_state(mean_state(states))
+
+    # Only the main process writes.
+    accelerator = start_accelerator(config)
+    if accelerator.is_main_process:
+        model.save(folder)
+        histories = pd.concat([run.history.assign(run=k) for k, run in enumerate(runs)])
+        histories.to_csv(folder / "history.csv", index=False)
+    accelerator.wait_for_everyone()
+    return Run(load(folder, accelerator.device), folder, runs[0].history)
