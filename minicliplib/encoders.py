@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
-from .datasets.images import load_image
+from .datasets.views import square_view
 
 # Any other timm or transformers name, or a local folder in the hub's format, works too.
 IMAGE_ENCODERS = {
@@ -31,8 +30,6 @@ TEXT_ENCODERS = {
     "distilbert": "distilbert-base-uncased",
     "bert_tiny": "google/bert_uncased_L-2_H-128_A-2",
 }
-# Families of text models whose layers take hidden states and a mask, and nothing else.
-STAGED_TEXT_MODELS = ("bert", "distilbert", "roberta", "xlm-roberta")
 
 ImageLike = str | Path | Image.Image
 Stage = tuple[str, list[Callable]]
@@ -140,15 +137,12 @@ class ImageEncoder(Encoder):
     def __init__(
         self, name: str = "efficientnet_lite0", trainable: int = 0, pretrained: bool = True
     ):
-        from timm.data import resolve_data_config
-
         from .interop.pretrained import load_image_model
 
-        model = load_image_model(name, pretrained)
-        super().__init__(model, _image_stages(model), model.head_hidden_size, trainable)
+        model, stages, settings = load_image_model(name, pretrained)
+        super().__init__(model, stages, model.head_hidden_size, trainable)
 
         # The size and the normalisation that the model was pretrained with.
-        settings = resolve_data_config({}, model=model)
         self.size: int = settings["input_size"][-1]
         for statistic in ("mean", "std"):
             values = torch.tensor(settings[statistic]).view(1, 3, 1, 1)
@@ -182,15 +176,7 @@ class ImageEncoder(Encoder):
 
     def square(self, image: ImageLike, view: int = 0, seed: int = 0) -> Image.Image:
         """Decode and resize: one image in its view -> an RGB picture of size x size."""
-        cropped = view >= 2
-        picture = load_image(image, hint=2 * self.size if cropped else self.size)
-        if cropped:
-            picture = _random_crop(picture, np.random.default_rng([view, seed]))
-        elif view == 1:
-            picture = ImageOps.mirror(picture)
-        if max(picture.size) <= self.size // 4:
-            picture = _enlarge_tiny(picture, self.size)
-        return picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return square_view(image, self.size, view, seed)
 
 
 class TextEncoder(Encoder):
@@ -206,8 +192,8 @@ class TextEncoder(Encoder):
     ):
         from .interop.pretrained import load_text_model
 
-        model, tokenizer = load_text_model(name, dropout, pretrained)
-        super().__init__(model, _text_stages(model), model.config.hidden_size, trainable)
+        model, stages, tokenizer = load_text_model(name, dropout, pretrained)
+        super().__init__(model, stages, model.config.hidden_size, trainable)
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
 
@@ -270,61 +256,3 @@ class TextEncoder(Encoder):
             return_tensors="pt",
         ).to(next(self.parameters()).device)
         return batch["input_ids"], batch["attention_mask"]
-
-
-def _enlarge_tiny(picture: Image.Image, size: int) -> Image.Image:
-    """Enlarge a picture of few pixels to 5/7 of ``size``, with a border of its mean colour.
-
-    Enlarged to the whole input, its edges would be wider than any that the tower has seen. On
-    CIFAR-10 the smaller square is worth several points of accuracy (notebook 5 measures it).
-    """
-    side = round(size * 5 / 7)
-    margin = (size - side) // 2
-    mean_colour = tuple(np.asarray(picture).mean((0, 1)).astype(int).tolist())
-    canvas = Image.new("RGB", (size, size), mean_colour)
-    canvas.paste(picture.resize((side, side), Image.Resampling.BILINEAR), (margin, margin))
-    return canvas
-
-
-def _random_crop(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Cut a window of 50-100% of the area, at most 5/4 wider or taller, mirrored half the time."""
-    width, height = picture.size
-    area = rng.uniform(0.5, 1)
-    aspect = np.exp(rng.uniform(np.log(0.8), np.log(1.25)))
-    w = min(width, round(width * (area * aspect) ** 0.5))
-    h = min(height, round(height * (area / aspect) ** 0.5))
-    x = rng.integers(width - w + 1)
-    y = rng.integers(height - h + 1)
-    window = picture.crop((x, y, x + w, y + h))
-    return ImageOps.mirror(window) if rng.random() < 0.5 else window
-
-
-def _image_stages(model: Any) -> list[Stage]:
-    """Cut a timm model into stages."""
-    from timm.models import EfficientNet, ResNet, VisionTransformer
-
-    last: list[Stage] = []
-    if isinstance(model, EfficientNet):
-        stem = [model.conv_stem, model.bn1]
-        blocks = [block for group in model.blocks for block in group]
-        last = [("head", [model.conv_head, model.bn2])]
-    elif isinstance(model, ResNet):
-        stem = [model.conv1, model.bn1, model.act1, model.maxpool]
-        blocks = [*model.layer1, *model.layer2, *model.layer3, *model.layer4]
-    elif isinstance(model, VisionTransformer):
-        stem = [model.patch_embed, model._pos_embed, model.patch_drop, model.norm_pre]
-        blocks = list(model.blocks)
-        last = [("norm", [model.norm])]
-    else:
-        return [("whole", [model.forward_features])]
-    return [("stem", stem), *((f"block{i}", [b]) for i, b in enumerate(blocks, 1)), *last]
-
-
-def _text_stages(model: Any) -> list[Stage]:
-    """Cut a transformers model into stages."""
-    family = model.config.model_type
-    if family not in STAGED_TEXT_MODELS:
-        return [("whole", [model])]
-    body = model.transformer if family == "distilbert" else model.encoder
-    layers = [(f"layer{i}", [layer]) for i, layer in enumerate(body.layer, 1)]
-    return [("embeddings", [model.embeddings]), *layers]

@@ -3,28 +3,24 @@
 Training starts from these hidden states, so an epoch costs only the trainable stages and the heads.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from numpy.lib.format import open_memmap
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .datasets.base import CaptionedImages
-from .datasets.images import identity
 from .encoders import Encoder
 from .model import MiniCLIP
-from .paths import code_version, data_root, short_hash, show_bars, write_atomically
+from .paths import show_bars
 
 IN_MEMORY = 2 * 2**30  # bytes for all views of a dataset; larger caches stay on disk, memory-mapped
 IMAGES_AT_A_TIME = 16  # so few stay in the processor's cache
 CAPTIONS_AT_A_TIME = 128
-CODE = ("datasets/images", "encoders", "features")  # the modules that compute features
 
 
 class Features:
@@ -109,45 +105,20 @@ class Features:
 
     # ---- the cache ------------------------------------------------------------------------------
 
-    def _key(self, encoder: Encoder, items: Sequence, whole: bool = False) -> str:
-        """Return what tells these features from others: all that they are made from.
-
-        That is the weights of the frozen stages (or of the whole tower), how many stages they are,
-        the precision, the tokenizer, our code and the libraries' versions, and the items.
-        """
-        weights = hashlib.sha256()
-        for tensor in (*encoder.parameters(), *encoder.buffers()):
-            if whole or not tensor.requires_grad:
-                weights.update(tensor.detach().cpu().numpy().tobytes())
-        tokenizer = getattr(encoder, "tokenizer", None)
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        return short_hash(
-            weights.hexdigest(),
-            len(encoder.stages) if whole else encoder.frozen,
-            encoder.precision,
-            self.dtype,
-            getattr(encoder, "max_tokens", None),
-            backend.to_str() if backend else type(tokenizer),
-            code_version(CODE),
-            *map(identity, items),
-        )
-
     def _stored(
         self, kind: str, key: str, write: Callable[[Path], None], arrays: int = 1
     ) -> np.ndarray:
-        """Return an array from its file, and compute it first where there is none.
+        """Return an array from its file, and compute it first where there is none."""
+        from .scale.cache import stored_array
 
-        ``arrays`` such arrays share the memory.
-        """
         name = f"{self.data.name}-{self.data.split}-{kind}-{key}.npy"
-        path = data_root() / "cache" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Two processes may want the same features at once: the second waits for the first.
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                write_atomically(path, write)
-        fits = path.stat().st_size <= IN_MEMORY / arrays
-        return np.load(path, mmap_mode=None if fits else "r")
+        return stored_array(name, write, IN_MEMORY // arrays)
+
+    def _key(self, encoder: Encoder, items: Sequence, whole: bool = False) -> str:
+        """Return what tells these features from others; see ``scale.cache.feature_key``."""
+        from .scale.cache import feature_key
+
+        return feature_key(encoder, items, self.dtype, whole)
 
     def _image_states(self, view: int, views: int, key: str) -> np.ndarray:
         """Return the hidden states of all images in one of so many views: (N, ...)."""

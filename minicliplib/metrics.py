@@ -32,6 +32,7 @@ KS = (1, 5, 10)
 
 Values = ArrayLike | torch.Tensor
 Ranks = dict[str, np.ndarray]  # by direction, a rank for each query
+Report = dict[str, Any]  # ready for JSON
 
 
 def ranks(similarity: Values, image_of_caption: Values, block: int = 1024) -> Ranks:
@@ -42,28 +43,23 @@ def ranks(similarity: Values, image_of_caption: Values, block: int = 1024) -> Ra
     order of the images: an image without captions asks nothing, but stays in the pool that captions
     search. ``"text_to_image"`` is (M,). ``block`` queries are ranked at a time.
     """
-    scores = _to_numpy(similarity)
+    scores = to_numpy(similarity)
     if scores.ndim != 2:
         raise ValueError(f"Similarities must be an (images, captions) matrix, not {scores.shape}.")
     image_of_caption = _checked_image_of_caption(image_of_caption, *scores.shape)
     images = np.arange(len(scores))
     asking = np.unique(image_of_caption)
-    return {
-        "image_to_text": _rank_queries(
-            lambda rows: scores[asking[rows]], asking, image_of_caption, block
-        ),
-        "text_to_image": _rank_queries(
-            lambda rows: scores[:, rows].T, image_of_caption, images, block
-        ),
-    }
+    to_text = rank_queries(lambda rows: scores[asking[rows]], asking, image_of_caption, block)
+    to_image = rank_queries(lambda rows: scores[:, rows].T, image_of_caption, images, block)
+    return {"image_to_text": to_text, "text_to_image": to_image}
 
 
 def ranks_from_embeddings(
     image_emb: Values, text_emb: Values, image_of_caption: Values, block: int = 1024
 ) -> Ranks:
     """Return ``ranks`` from (N, dim) and (M, dim) embeddings, holding ``block`` rows of scores."""
-    images = _to_numpy(image_emb).astype(np.float64)
-    texts = _to_numpy(text_emb).astype(np.float64)
+    images = to_numpy(image_emb).astype(np.float64)
+    texts = to_numpy(text_emb).astype(np.float64)
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
         raise ValueError(f"Embeddings must be of one width, not {images.shape} and {texts.shape}.")
     image_of_caption = _checked_image_of_caption(image_of_caption, len(images), len(texts))
@@ -77,15 +73,12 @@ def ranks_from_embeddings(
     def caption_scores(rows: slice) -> np.ndarray:
         return (texts[rows] @ images.T).astype(np.float32)
 
-    return {
-        "image_to_text": _rank_queries(image_scores, asking, image_of_caption, block),
-        "text_to_image": _rank_queries(
-            caption_scores, image_of_caption, np.arange(len(images)), block
-        ),
-    }
+    to_text = rank_queries(image_scores, asking, image_of_caption, block)
+    to_image = rank_queries(caption_scores, image_of_caption, np.arange(len(images)), block)
+    return {"image_to_text": to_text, "text_to_image": to_image}
 
 
-def _rank_queries(
+def rank_queries(
     score_rows: Callable[[slice], np.ndarray],
     image_of_query: np.ndarray,
     image_of_item: np.ndarray,
@@ -108,15 +101,13 @@ def _rank_queries(
     return np.concatenate(ranked)
 
 
-def recall_at_k(
-    similarity: Values, image_of_caption: Values, ks: Sequence[int] = KS
-) -> dict[str, Any]:
+def recall_at_k(similarity: Values, image_of_caption: Values, ks: Sequence[int] = KS) -> Report:
     """Return what ``summarise`` does, from (N, M) similarities."""
-    scores = _to_numpy(similarity)
+    scores = to_numpy(similarity)
     return summarise(ranks(scores, image_of_caption), len(scores), ks)
 
 
-def summarise(ranked: Ranks, n_images: int, ks: Sequence[int] = KS) -> dict[str, Any]:
+def summarise(ranked: Ranks, n_images: int, ks: Sequence[int] = KS) -> Report:
     """Turn ``ranks`` into recalls: ``{direction: {"R@1": .., "median_rank": ..}, ..}``.
 
     Beside the two directions stand ``"mean_recall"`` and the sizes of the two pools, ``"images"``
@@ -134,7 +125,7 @@ def summarise(ranked: Ranks, n_images: int, ks: Sequence[int] = KS) -> dict[str,
 
 def bootstrap(
     ranked: Ranks, image_of_caption: Values, ks: Sequence[int] = KS, n: int = 1000, seed: int = 0
-) -> dict[str, Any]:
+) -> Report:
     """Return 95% intervals: ``{direction: {"R@1": [low, high], ..}, .., "mean_recall": [..]}``.
 
     Each of ``n`` resamples draws images with replacement, and with an image all its captions, since
@@ -142,7 +133,7 @@ def bootstrap(
     """
     _check_ks(ks)
     # Number the images that have captions from 0, as the ranks of images are numbered.
-    _, row_of_caption = np.unique(_to_numpy(image_of_caption), return_inverse=True)
+    _, row_of_caption = np.unique(to_numpy(image_of_caption), return_inverse=True)
     captions_of_image = np.bincount(row_of_caption)
     named = (len(captions_of_image), len(row_of_caption))
     if named != (len(ranked["image_to_text"]), len(ranked["text_to_image"])):
@@ -160,7 +151,7 @@ def bootstrap(
     caption_recalls = _resampled_means(np.stack(found_by, axis=1), n, seed, captions_of_image)
     recalls = np.stack([image_recalls, caption_recalls], axis=1)  # (n, directions, ks)
 
-    result: dict[str, Any] = {}
+    result: Report = {}
     for direction, intervals in zip(DIRECTIONS, _interval(recalls), strict=True):
         result[direction] = {f"R@{k}": pair for k, pair in zip(ks, intervals, strict=True)}
     return result | {"mean_recall": _interval(recalls.mean(axis=(1, 2)))}
@@ -172,7 +163,7 @@ def bootstrap_mean(values: Values, n: int = 1000, seed: int = 0) -> list[Any]:
     Two models on the same images are compared in pairs: give the difference between both for each
     image, and see whether the interval holds 0.
     """
-    return _interval(_resampled_means(_to_numpy(values), n, seed))
+    return _interval(_resampled_means(to_numpy(values), n, seed))
 
 
 def _resampled_means(
@@ -197,13 +188,13 @@ def _interval(draws: np.ndarray) -> list[Any]:
     return np.moveaxis(np.percentile(draws, [2.5, 97.5], axis=0), 0, -1).tolist()
 
 
-def chance(image_of_caption: Values, n_images: int, ks: Sequence[int] = KS) -> dict[str, Any]:
+def chance(image_of_caption: Values, n_images: int, ks: Sequence[int] = KS) -> Report:
     """Return the exact expected recalls of a random order; keys as ``summarise``, less medians.
 
     K random captions of M miss all m of an image with probability C(M - m, K) / C(M, K).
     """
     _check_ks(ks)
-    total = len(_to_numpy(image_of_caption))
+    total = len(to_numpy(image_of_caption))
     image_of_caption = _checked_image_of_caption(image_of_caption, n_images, total)
 
     # Images with equally many captions have the same chance: compute it once for each number.
@@ -221,68 +212,7 @@ def chance(image_of_caption: Values, n_images: int, ks: Sequence[int] = KS) -> d
     return _with_mean_and_pools(recalls, n_images, total)
 
 
-def classification(
-    scores: Values, labels: Values, ks: Sequence[int] = (1, 5), n: int = 1000, seed: int = 0
-) -> dict[str, Any]:
-    """Return the accuracy of (N, C) class scores against (N,) labels: ``{"top1": .., "top5": ..}``.
-
-    A label counts among the first K if fewer than K other classes score at least as high: ties
-    count against us. ``"interval"`` and ``"chance"`` have the same keys; the interval is a 95%
-    bootstrap over images. ``"per_class"`` is the top-1 accuracy of each class, NaN for a class
-    without images; ``"images"`` and ``"classes"`` are N and C.
-    """
-    rows = _to_numpy(scores)
-    truth = _to_numpy(labels)
-    if rows.ndim != 2 or truth.shape != (len(rows),):
-        shapes = f"{rows.shape} and {truth.shape}"
-        raise ValueError(f"Scores must be (images, classes) with a label each, not {shapes}.")
-    classes = np.arange(rows.shape[1])
-    ranked = _rank_queries(lambda some: rows[some], truth, classes)
-    hits = np.stack([ranked < k for k in ks], axis=1)  # (N, ks)
-
-    per_class = []
-    for label in classes:
-        own = hits[truth == label, 0]
-        per_class.append(float(own.mean()) if len(own) else float("nan"))
-
-    names = [f"top{k}" for k in ks]
-    return {
-        **dict(zip(names, hits.mean(axis=0).tolist(), strict=True)),
-        "interval": dict(zip(names, bootstrap_mean(hits, n, seed), strict=True)),
-        "chance": {f"top{k}": min(1.0, k / len(classes)) for k in ks},
-        "per_class": per_class,
-        "images": len(rows),
-        "classes": len(classes),
-    }
-
-
-def alignment(image_emb: Values, text_emb: Values) -> float:
-    """Return the mean squared distance of N matching unit vectors (Wang & Isola 2020, eq. 1)."""
-    differences = _to_numpy(image_emb) - _to_numpy(text_emb)
-    return float(np.mean(np.sum(differences**2, axis=1)))
-
-
-def uniformity(emb: Values) -> float:
-    """Return the log of the mean Gaussian potential (t = 2) of all pairs of (N, dim) unit vectors.
-
-    0 is collapsed; evenly spread vectors of many dimensions come near -4, the lowest value there.
-    Wang & Isola 2020, eq. 2.
-    """
-    vectors = _to_numpy(emb).astype(np.float64)
-    cosines = (vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]
-    squared_distances = 2 - 2 * cosines
-    return float(np.log(np.mean(np.exp(-2 * squared_distances))))
-
-
-def modality_gap(image_emb: Values, text_emb: Values) -> float:
-    """Return the distance between the mean image and text vectors (Liang et al. 2022, sec. 2.1)."""
-    difference = _to_numpy(image_emb).mean(0) - _to_numpy(text_emb).mean(0)
-    return float(np.linalg.norm(difference))
-
-
-def evaluate(
-    model: "MiniCLIP", data: "CaptionedImages", progress: bool = False
-) -> dict[str, dict[str, Any]]:
+def evaluate(model: "MiniCLIP", data: "CaptionedImages", progress: bool = False) -> Report:
     """Measure retrieval in both directions: ``summarise``, ``bootstrap`` and ``chance`` by name.
 
     Each image is ranked among all images, and each caption among all captions.
@@ -297,9 +227,7 @@ def evaluate(
     }
 
 
-def _with_mean_and_pools(
-    recalls: dict[str, dict[str, float]], n_images: int, n_captions: int
-) -> dict[str, Any]:
+def _with_mean_and_pools(recalls: Report, n_images: int, n_captions: int) -> Report:
     """Return the recalls of both directions, their mean, and the sizes of the pools."""
     mean = float(np.mean([list(recalls[direction].values()) for direction in DIRECTIONS]))
     return recalls | {"mean_recall": mean, "images": n_images, "captions": n_captions}
@@ -313,7 +241,7 @@ def _check_ks(ks: Sequence[int]) -> None:
 
 def _checked_image_of_caption(values: Values, n_images: int, n_captions: int) -> np.ndarray:
     """Return (M,) whole numbers, each that of an image."""
-    numbers = _to_numpy(values)
+    numbers = to_numpy(values)
     if numbers.shape != (n_captions,) or n_captions == 0:
         raise ValueError(
             f"image_of_caption must name an image for each of {n_captions} captions; "
@@ -324,7 +252,7 @@ def _checked_image_of_caption(values: Values, n_images: int, n_captions: int) ->
     return numbers
 
 
-def _to_numpy(values: Values) -> np.ndarray:
+def to_numpy(values: Values) -> np.ndarray:
     """Return a tensor, or anything like an array, as an array."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()

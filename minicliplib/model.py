@@ -3,31 +3,24 @@
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .config import Config, HeadConfig
-from .encoders import EncoderError, ImageEncoder, ImageLike, TextEncoder
-from .paths import ASSETS, show_bars, write_atomically
+from .datasets.views import prefetch
+from .encoders import ImageEncoder, ImageLike, TextEncoder
+from .paths import show_bars
 
-FORMAT = 1  # of a checkpoint folder: config.json + model.safetensors, beside a model card
-SHIPPED = ASSETS / "checkpoints"
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-Item = TypeVar("Item")
 
 
 class CheckpointError(ValueError):
@@ -69,7 +62,7 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
     def __init__(self, config: Config | None = None, pretrained: bool = True):
         super().__init__()
         self.config = config or Config()
-        self.results: list[dict[str, Any]] = []  # what was measured with it, for the model card
+        self.facts: dict[str, Any] = {}  # what was measured with it, for the model card
         encoders = self.config.encoders
         heads = self.config.heads
         _tta_views_checked(self.config.inference.tta_views)
@@ -200,7 +193,8 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         if wrong := sorted(own.keys() ^ state.keys()):
             raise CheckpointError(f"{problem}: the tensor {wrong[0]!r} has no partner.")
         for name, tensor in state.items():
-            given, wanted = tuple(tensor.shape), tuple(own[name].shape)
+            given = tuple(tensor.shape)
+            wanted = tuple(own[name].shape)
             if given != wanted:
                 raise CheckpointError(f"{problem}: {name!r} is {given}, the model wants {wanted}.")
             own[name].copy_(tensor)
@@ -215,29 +209,21 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> Path:
         """Write the checkpoint and its model card; a kill never leaves half a file."""
-        from .interop.model_card import write_model_card
+        from .interop.checkpoint import write_checkpoint
 
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        record = {"format": FORMAT, "config": self.config.to_dict(), "results": self.results}
-        text = json.dumps(record, indent=1)
-        tensors = {}
-        for name, tensor in self.learned_state().items():
-            tensors[name] = tensor.to(dtype).cpu().contiguous()
-        write_atomically(folder / "config.json", lambda path: path.write_text(text))
-        write_atomically(folder / "model.safetensors", lambda path: save_file(tensors, path))
-        write_model_card(folder, self.config, self.results)
-        return folder
+        tensors = {name: tensor.to(dtype) for name, tensor in self.learned_state().items()}
+        write_checkpoint(Path(folder), self.config, tensors, self.facts)
+        return Path(folder)
 
     _save_pretrained = save  # what PyTorchModelHubMixin.save_pretrained and push_to_hub call
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> "MiniCLIP":
         """Serve ``MiniCLIP.from_pretrained``: a local folder or a hub id."""
-        if Path(model_id).is_dir():
-            return load(model_id)
-        known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-        return load(_fetch(model_id, **{name: options[name] for name in known}))
+        from .interop.checkpoint import fetch_checkpoint
+
+        folder = Path(model_id)
+        return load(folder if folder.is_dir() else fetch_checkpoint(model_id, **options))
 
 
 @contextmanager
@@ -250,16 +236,6 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def prefetch(items: Iterator[Item]) -> Iterator[Item]:
-    """Yield the items, and prepare the next one in a second thread meanwhile."""
-    end = object()
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, items, end)
-            yield item  # type: ignore[misc]
 
 
 def _tta_views_checked(count: int) -> int:
@@ -295,47 +271,10 @@ def load(name: str | Path, device: str | torch.device | None = None) -> MiniCLIP
         CheckpointError: there is no such checkpoint, or it is damaged, or of another version.
 
     """
-    folder = _folder_of(str(name))
-    try:
-        record = json.loads((folder / "config.json").read_text())
-        tensors = load_file(folder / "model.safetensors")
-        if record["format"] != FORMAT:
-            raise CheckpointError(
-                f"{folder} has checkpoint format {record['format']}, but this version of "
-                f"minicliplib reads format {FORMAT}: install the one that wrote it, or train again."
-            )
-        model = MiniCLIP(Config.from_dict(record["config"]))
-    except (CheckpointError, EncoderError):
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{folder} is not a whole checkpoint ({reason}).") from error
+    from .interop.checkpoint import read_checkpoint
+
+    config, tensors, facts = read_checkpoint(str(name))
+    model = MiniCLIP(config)
     model.load_learned_state(tensors)
-    model.results = record.get("results", [])
+    model.facts = facts
     return model.to(device or best_device())
-
-
-def _folder_of(name: str) -> Path:
-    """Return the folder of a shipped checkpoint, of a local one, or of one from the hub."""
-    shipped = sorted(path.name for path in SHIPPED.iterdir()) if SHIPPED.exists() else []
-    folder = SHIPPED / name if name in shipped else Path(name)
-    if not folder.is_dir() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        folder = _fetch(name)
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"There is no checkpoint {name!r}: name one of the shipped ({', '.join(shipped)}), "
-            "a folder with config.json and model.safetensors, or a hub id like 'user/model'."
-        )
-    return folder
-
-
-def _fetch(name: str, **options: Any) -> Path:
-    """Get a checkpoint from the hub, or from its cache."""
-    wanted = ["config.json", "model.safetensors"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted, **options))
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0][:120]
-        raise CheckpointError(
-            f"{name!r} is neither a folder here nor could the hub give it ({reason})."
-        ) from error

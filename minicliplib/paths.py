@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,13 +16,6 @@ PACKAGE = Path(__file__).resolve().parent
 ASSETS = PACKAGE / "assets"
 CHECKOUT = PACKAGE.parent
 IN_CHECKOUT = (CHECKOUT / "pyproject.toml").exists()  # rather than installed somewhere
-
-# The modules whose code decides what a run learns, and the libraries under them.
-TRAINING_CODE = (
-    *("config", "datasets/images", "encoders", "model", "loss", "features", "metrics", "training"),
-    *("scale/averaging", "scale/processes", "scale/soup", "scale/two_pass"),
-)
-LIBRARIES = ("torch", "timm", "transformers", "tokenizers", "pillow", "numpy")
 
 
 def data_root() -> Path:
@@ -60,17 +53,6 @@ def short_hash(*parts: object, digits: int = 12) -> str:
     """Return so many hex digits that tell these values, written as text, from others."""
     text = "\n".join(map(str, parts))
     return hashlib.sha256(text.encode()).hexdigest()[:digits]
-
-
-def code_version(modules: Sequence[str] = TRAINING_CODE) -> str:
-    """Return a hash of these modules' source and of the libraries' versions.
-
-    What is computed once and kept is kept under it: after a change of the code, or of a library,
-    it is computed again.
-    """
-    libraries = [f"{name} {version(name)}" for name in LIBRARIES]
-    sources = [(PACKAGE / f"{name}.py").read_text(encoding="utf-8") for name in modules]
-    return short_hash(*libraries, *sources)
 
 
 def save_result(

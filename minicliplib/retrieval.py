@@ -8,36 +8,21 @@ caption it would find the same image five times. Scores are cosine similarities,
 vector has length 1.
 """
 
-import json
-import time
 from collections.abc import Hashable, Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import DTypeLike
+from PIL import Image
+from torch import Tensor
 
 from .encoders import ImageLike
-from .paths import write_atomically
-from .search_index import (
-    KINDS,
-    Found,
-    Vectors,
-    check_k,
-    check_kind,
-    check_maker,
-    checked_names,
-    checked_vectors,
-    embed_query,
-    from_json,
-    made_by,
-    new_captions,
-    new_images,
-    required,
-    to_json,
-)
+
+KINDS = ("images", "captions")
+Vectors = np.ndarray | Tensor
+Found = list[tuple[Any, float]]  # (name, score), best first
 
 SCORES_AT_A_TIME = 2**23  # in memory during a search, whatever the numbers of queries and rows
 ROUGH_ERROR = 1e-4  # more than single precision is ever off in a product of unit vectors
@@ -132,23 +117,9 @@ class Index:
 
         An interruption leaves the old index whole.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        outdated = list(folder.glob("*.index.npy"))
+        from .scale.index_files import write_index
 
-        # The new arrays stand beside the old ones until the list names them.
-        files = {}
-        for kind, vectors in self.vectors.items():
-            files[kind] = f"{kind}-{time.time_ns()}.index.npy"
-            np.save(folder / files[kind], vectors.astype(dtype, copy=False))
-        record = {"names": self.names, "files": files, "model": made_by(self.model)}
-        text = json.dumps(record, default=to_json)
-        write_atomically(
-            folder / "index.json", lambda part: part.write_text(text, encoding="utf-8")
-        )
-        for file in outdated:
-            with suppress(OSError):  # Windows keeps a file that is still mapped
-                file.unlink()
+        write_index(self, Path(folder), dtype)
 
     @classmethod
     def load(cls, folder: str | Path, model: Any = None) -> Self:
@@ -158,17 +129,10 @@ class Index:
             ValueError: there is no whole index, or another model has made it.
 
         """
-        folder = Path(folder)
+        from .scale.index_files import read_index
+
         index = cls(model)
-        try:
-            text = (folder / "index.json").read_text(encoding="utf-8")
-            saved = json.loads(text, object_hook=from_json)
-            index.names = saved["names"]
-            for kind, file in saved["files"].items():
-                index.vectors[kind] = np.load(folder / file, mmap_mode="c")
-        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"There is no whole index in {folder}: {error}.") from error
-        check_maker(folder, model, saved.get("model"))
+        index.names, index.vectors = read_index(Path(folder), model)
         return index
 
     def _size(self, kind: str) -> int:
@@ -210,3 +174,94 @@ def merge_block(
     # The sort is stable and the earlier rows stand first, so ties go to the lower row.
     best = np.argsort(-scores, kind="stable")[:k]
     return scores[best], rows[best]
+
+
+# ---- what every kind of index checks ------------------------------------------------------------
+
+
+def new_images(images: Any, names: Any, known: list[Any]) -> dict[Any, ImageLike]:
+    """Return by name the images whose names are not ``known``, each once."""
+    images = _as_list(images)
+    given = images if names is None else _as_list(names)
+    _check_lengths("images", images, given)
+    taken = set(known)
+    new: dict[Any, ImageLike] = {}
+    for image, name in zip(images, given, strict=True):
+        if isinstance(name, Image.Image):
+            name = f"image {len(known) + len(new)}"
+        elif name is image:
+            name = Path(image)
+        if name not in taken:
+            new.setdefault(name, image)
+    return new
+
+
+def new_captions(captions: Sequence[str] | str, known: list[str]) -> list[str]:
+    """Return the sentences that are not ``known``, each once."""
+    taken = set(known)
+    return [caption for caption in dict.fromkeys(_as_list(captions)) if caption not in taken]
+
+
+def embed_query(model: Any, query: ImageLike) -> Tensor:
+    """Return the vector of a sentence (any string) or of an image: (1, dim)."""
+    if not isinstance(query, str):
+        return required(model).encode_image([query])
+    if not query.strip():
+        raise ValueError("The query is empty: give a sentence or an image.")
+    return required(model).encode_text([query])
+
+
+def required(model: Any) -> Any:
+    """Return the model; without one, refuse what needs it."""
+    if model is None:
+        raise ValueError("This index cannot read sentences or images: it was made without a model.")
+    return model
+
+
+def check_kind(kind: str) -> None:
+    """Refuse what is neither "images" nor "captions"."""
+    if kind not in KINDS:
+        raise ValueError(f"An index holds images and captions, not {kind!r}.")
+
+
+def check_k(k: int, kind: str, size: int) -> None:
+    """Refuse to search for nothing, and for more than there is."""
+    if not 1 <= k <= size:
+        raise ValueError(f"k must be from 1 to {size}, the number of {kind} in the index, not {k}.")
+
+
+def checked_vectors(vectors: Vectors, dim: int | None) -> np.ndarray:
+    """Return (n, dim) unit vectors as a float32 array; ``dim`` is None where any width will do."""
+    if isinstance(vectors, Tensor):
+        vectors = vectors.detach().float().cpu().numpy()
+    array = np.asarray(vectors, dtype=np.float32)
+    if array.ndim != 2:
+        raise ValueError(f"Vectors must be (n, dim), not of shape {array.shape}.")
+    width = array.shape[1]
+    if dim is not None and width != dim:
+        raise ValueError(f"The vectors have {width} dimensions, but the index has {dim}.")
+    # Half precision is off by up to 5e-4. "Not within" also finds NaN.
+    lengths = np.linalg.norm(array, axis=1)
+    wrong = np.flatnonzero(~(np.abs(lengths - 1) < 2e-3))
+    if len(wrong):
+        length = lengths[wrong[0]]
+        raise ValueError(f"Vectors must have length 1, but row {wrong[0]} has {length:.4g}.")
+    return array
+
+
+def checked_names(kind: str, names: Iterable[Any], n_vectors: int, known: list[Any]) -> list[Any]:
+    """Return one name for each vector, none of them ``known`` or twice."""
+    names = list(names)
+    _check_lengths("vectors", range(n_vectors), names)
+    if len({*known, *names}) < len(known) + len(names):
+        raise ValueError(f"Each name may stand among the {kind} only once.")
+    return names
+
+
+def _check_lengths(what: str, items: Sequence[Any], names: Sequence[Any]) -> None:
+    if len(items) != len(names):
+        raise ValueError(f"{len(items)} {what} came with {len(names)} names.")
+
+
+def _as_list(items: Any) -> list[Any]:
+    return [items] if isinstance(items, ImageLike) else list(items)

@@ -13,7 +13,7 @@ resumed run ends like an unbroken one.
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,6 @@ from .datasets.base import CaptionedImages
 from .datasets.load import load_dataset
 from .features import Features
 from .loss import contrastive_loss
-from .metrics import alignment, modality_gap, ranks_from_embeddings, summarise, uniformity
 from .model import MiniCLIP, load
 from .paths import show_bars
 
@@ -106,6 +105,7 @@ def train_run(
     on_epoch: OnEpoch | None,
 ) -> Run:
     """Train one run, epoch by epoch, and return its best one; see :func:`fit`."""
+    from .analysis.measures import dev_recalls
     from .scale import runs
 
     history = runs.read_history(folder, config, data)
@@ -134,13 +134,14 @@ def train_run(
                 row = trainer.train_epoch(len(history), bar)
 
                 # Measure on dev, and keep the weights if they are the best so far.
-                with trainer.averaged_weights():
+                average = trainer.average
+                with average.put_into(model) if average else nullcontext():
                     if main:
                         row |= dev_recalls(model, dev_features)
                     [row] = broadcast_object_list([row])  # all processes stop at the same epoch
                     history.append(row)
                     if main and runs.best_epoch(history) == len(history) - 1:
-                        runs.save_best(model, folder, row, readable.dev)
+                        runs.save_best(model, folder, row, readable)
 
                 # Save all that the next epoch needs.
                 if main:
@@ -259,15 +260,6 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * share
 
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Put the averaged weights into the model for a while; without averaging do nothing."""
-        if self.average is None:
-            yield
-        else:
-            with self.average.put_into(self.model):
-                yield
-
 
 # ---- batches ------------------------------------------------------------------------------------
 
@@ -327,25 +319,12 @@ def augment(
 
 
 def batch_loss(
-    config: Config,
-    image: Tensor,
-    text: Tensor,
-    scale: Tensor,
-    image_of_caption: Tensor,
-    teacher_text: Tensor | None = None,
+    config: Config, image: Tensor, text: Tensor, scale: Tensor, *targets: Tensor | None
 ) -> Tensor:
-    """Compute the config's loss of unit vectors (B, E) and (M, E)."""
+    """Compute the config's loss of unit vectors (B, E) and (M, E); see :func:`contrastive_loss`."""
     settings = config.loss
-    return contrastive_loss(
-        settings.name,
-        image,
-        text,
-        scale,
-        image_of_caption,
-        teacher_text,
-        settings.soft,
-        settings.soft_temperature,
-    )
+    softness = (settings.soft, settings.soft_temperature)
+    return contrastive_loss(settings.name, image, text, scale, *targets, *softness)
 
 
 def parameter_groups(config: Config, model: MiniCLIP) -> list[dict[str, Any]]:
@@ -379,45 +358,3 @@ def learning_rate_share(step: int, total: int, warmup: float) -> float:
     done = max(0, step - warmup_steps) / total
     falling = 0.5 + 0.5 * math.cos(math.pi * done)
     return min(rising, falling)
-
-
-# ---- dev ----------------------------------------------------------------------------------------
-
-
-@torch.inference_mode()
-def embed(model: MiniCLIP, features: Features, batch_size: int = 200) -> tuple[Tensor, Tensor]:
-    """Embed a dataset from its features, plain view: images (N, E), captions (M, E), unit length."""
-    model.eval()
-    images = []
-    for rows in _in_batches(len(features.data), batch_size):
-        images.append(model.project_image(features.image_batch(rows)))
-    captions = []
-    for rows in _in_batches(len(features.captions), batch_size):
-        captions.append(model.project_text(*features.text_batch(rows)))
-    return torch.cat(images), torch.cat(captions)
-
-
-def _in_batches(count: int, size: int) -> list[np.ndarray]:
-    return np.array_split(np.arange(count), math.ceil(count / size))
-
-
-def dev_recalls(model: MiniCLIP, features: Features) -> dict[str, float]:
-    """Return ``dev_mean_recall``, the six recalls that it averages, and the space's geometry.
-
-    Geometry is alignment, uniformity and modality gap of the images and the first caption of each.
-    """
-    image_of_caption = features.data.image_of_caption
-    images, captions = embed(model, features)
-    ranked = ranks_from_embeddings(images, captions, image_of_caption)
-    scores = summarise(ranked, len(features.data))
-    row = {"dev_mean_recall": scores["mean_recall"]}
-    for direction, short in (("image_to_text", "i2t"), ("text_to_image", "t2i")):
-        for name, value in scores[direction].items():
-            if name.startswith("R@"):
-                row[f"dev_{short}_{name}"] = value
-    first_captions = captions[np.unique(image_of_caption, return_index=True)[1]]
-    row["alignment"] = alignment(images, first_captions)
-    row["modality_gap"] = modality_gap(images, first_captions)
-    row["uniformity_image"] = uniformity(images)
-    row["uniformity_text"] = uniformity(first_captions)
-    return row

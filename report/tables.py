@@ -723,8 +723,9 @@ def results_page() -> str:
 
 
 def links(*names: str) -> str:
-    """Return links to results files, as seen from RESULTS.md."""
-    return ", ".join(f"[results/{name}.json](results/{name}.json)" for name in names)
+    """Return where a table's numbers come from, as links in RESULTS.md."""
+    files = ", ".join(f"[results/{name}.json](results/{name}.json)" for name in names)
+    return f"Source: {files}"
 
 
 def anchor(title: str) -> str:

@@ -1,6 +1,8 @@
 """Shared by all tests: nothing is written into the checkout, one torch thread, a few real pairs."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 from tempfile import mkdtemp
 
 os.environ |= {
@@ -10,8 +12,10 @@ os.environ |= {
 }  # read when libraries load
 os.environ["HF_HUB_CACHE"] = mkdtemp()  # empty, but for what a test puts there
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import minicliplib as mc
 
@@ -38,3 +42,45 @@ def locked() -> mc.MiniCLIP:
     """Pretrained towers, all frozen, under untrained heads."""
     mc.set_seed(0)
     return mc.MiniCLIP(mc.Config())
+
+
+@pytest.fixture(scope="session")
+def tuned() -> mc.MiniCLIP:
+    """Pretrained towers whose top stages may train, under untrained heads."""
+    mc.set_seed(1)
+    return mc.MiniCLIP(mc.Config().updated(encoders={"image_trainable": 2, "text_trainable": 1}))
+
+
+@pytest.fixture(scope="session")
+def shipped() -> mc.MiniCLIP:
+    """The shipped checkpoint that learned from Flickr8k."""
+    return mc.load("flickr8k", "cpu")
+
+
+@pytest.fixture(scope="session")
+def mixed() -> mc.MiniCLIP:
+    """The shipped checkpoint that learned from Flickr8k and from scenes."""
+    return mc.load("mixed", "cpu")
+
+
+@pytest.fixture(scope="session")
+def photo() -> Image.Image:
+    """An image of noise, wider than tall."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """Return a function that finds a file of a real dataset, or skips the test if it is not there.
+
+    ``real_data("flickr8k/Flickr8k_text.zip")`` looks in ``$MINICLIP_DATA``, or beside the checkout.
+    """
+    beside_checkout = Path(__file__).resolve().parents[2] / "shared" / "datasets"
+    folder = Path(os.environ.get("MINICLIP_DATA") or beside_checkout)
+
+    def find(name: str) -> Path:
+        if not (folder / name).exists():
+            pytest.skip(f"There is no {folder / name}: MINICLIP_DATA can name the folder.")
+        return folder / name
+
+    return find

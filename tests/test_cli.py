@@ -64,25 +64,42 @@ def test_help_reads_well(command, capsys):
     assert "None" not in text
 
 
-SHOW_ALL_HELP = """
-import contextlib, io, sys
+RUN_COMMANDS = """
+import contextlib, shlex, sys
 from minicliplib.apps.cli import main
 
 for command in sys.argv[1:]:
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-        main([*command.split(), "--help"])
+    with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
+        main(shlex.split(command))
 print(*sys.modules)
 """
 
 
+def modules_loaded_by(*commands: str) -> set[str]:
+    """Return the modules that a new process has loaded once it has run these commands."""
+    process = [sys.executable, "-c", RUN_COMMANDS, *commands]
+    result = subprocess.run(process, capture_output=True, text=True, check=True)
+    return set(result.stdout.split())
+
+
 def test_help_loads_nothing_heavy():
+    loaded = modules_loaded_by("--help", *[f"{command} --help" for command in COMMANDS])
+    assert "minicliplib.apps.cli" in loaded
     heavy = {"torch", "torchvision", "timm", "transformers", "accelerate", "gradio", "lancedb"}
     heavy |= {"pandas", "scipy", "skimage", "sklearn", "matplotlib", "seaborn", "requests"}
-    command = [sys.executable, "-c", SHOW_ALL_HELP, "", *COMMANDS]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    loaded = set(result.stdout.split())
-    assert "minicliplib.apps.cli" in loaded
     assert loaded & heavy == set()
+
+
+@pytest.mark.slow
+def test_search_in_an_index_loads_only_what_it_needs(run, photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("index")
+    assert miniclip("embed", photos, "--out", out, "--checkpoint", run) == 0
+    loaded = modules_loaded_by(f"search '{QUERY}' --index {out} --checkpoint {run}")
+    assert "minicliplib.retrieval" in loaded
+    assert "torch" in loaded
+    needless = {"pandas", "skimage", "sklearn", "matplotlib", "seaborn", "requests", "lancedb"}
+    needless |= {"gradio", "minicliplib.training", "minicliplib.analysis"}
+    assert loaded & needless == set()
 
 
 # ---- train and evaluate ----------------------------------------------------------------------

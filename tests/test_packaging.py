@@ -1,97 +1,343 @@
-"""The project as a whole: dependencies agree, imports flow one way, the package stays small."""
+"""The project as a whole: dependencies agree, imports flow one way, the core stays small."""
 
 import ast
+import graphlib
+import json
 import re
 import subprocess
+import sys
 import tomllib
+from collections.abc import Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import minicliplib as mc
 
 ROOT = Path(__file__).resolve().parents[1]
-# Data flows from left to right; a module imports from those before it only.
-ORDER = [
-    *(
-        "config",
-        "images",
-        "scenes",
-        "data",
-        "labelled",
-        "archives",
-        "encoders",
-        "model",
-        "interop",
-        "trunk",
-        "loss",
-    ),
-    *(
-        "metrics",
-        "training",
-        "retrieval",
-        "engine",
-        "zeroshot",
-        "explain",
-        "visualize",
-        "demo",
-        "__main__",
-    ),
-]
-CONDA_NAMES = {"pytorch": "torch"}
+PACKAGE = ROOT / "minicliplib"
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = SETTINGS["project"]
+
+# Data flow from left to right: a module imports from those before it, or from its own folder.
+DATA_FLOW = (
+    "config",
+    "paths",
+    "datasets",
+    "encoders",
+    "model",
+    "loss",
+    "features",
+    "metrics",
+    "training",
+    "retrieval",
+    "zeroshot",
+)
+LEVEL = {name: level for level, name in enumerate(DATA_FLOW)}
+
+# The folders around the core. Those on one level do not import from one another, and the core
+# loads none of them before a setting asks for it.
+AROUND_THE_CORE = ("analysis", "interop", "scale", "apps")
+LEVEL |= {"analysis": 20, "interop": 20, "scale": 20, "apps": 21, "__main__": 22}
+
+# What a student reads.
+CORE = [name for name in DATA_FLOW if name != "datasets"]
+CORE_LINES = 2000  # docstrings and blank lines included
+FUNCTION_LINES = 60
+
+# Libraries that take long to load, or that only some users need.
+HEAVY = {
+    "accelerate",
+    "gradio",
+    "lancedb",
+    "matplotlib",
+    "pandas",
+    "requests",
+    "scipy",
+    "seaborn",
+    "skimage",
+    "sklearn",
+    "timm",
+    "torch",
+    "torchvision",
+    "transformers",
+}
 
 
-def requirement(text: str) -> tuple[str, str]:
-    name, bound = re.fullmatch(r"([\w.-]+)\s*(.*)", text).groups()
-    name = CONDA_NAMES.get(name.lower(), name.lower())
-    return name.replace("_", "-"), bound
+# What the project needs
+
+
+def direct_dependencies(without: Iterable[str] = ()) -> list[Requirement]:
+    """Return what the library and its extras ask for, but for the extras named."""
+    texts = list(PROJECT["dependencies"])
+    for extra, wanted in PROJECT["optional-dependencies"].items():
+        if extra not in without:
+            texts += wanted
+    requirements = [Requirement(text) for text in texts]
+    # The extra "test" names the project's other extras, which are read above.
+    return [r for r in requirements if r.name != PROJECT["name"]]
+
+
+def bounds(requirements: Iterable[Requirement]) -> dict[str, str]:
+    """Return the bound of each package: ``{"torch": ">=2.6"}``."""
+    return {canonicalize_name(r.name): str(r.specifier) for r in requirements}
 
 
 def test_conda_and_pip_ask_for_the_same():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    wanted = (
-        project["dependencies"]
-        + extras["notebooks"]
-        + extras["demo"]
-        + extras["engine"]
-        + extras["report"]
-        + extras["peers"]
-        + [e for e in extras["test"] if "[" not in e]
-    )
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    pip = next(entry["pip"] for entry in environment if isinstance(entry, dict))
-    conda = [entry for entry in environment if isinstance(entry, str)]
-    assert "--no-deps -e ." in pip
-    given = dict(requirement(e) for e in conda + pip if not e.startswith("-"))
-    assert given.pop("python") == project["requires-python"]
-    assert {given.pop(tool) for tool in ("pip", "make")} == {""}
-    assert given == dict(requirement(e) for e in wanted)
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    pip.remove("--no-deps -e .")
+
+    given = bounds(Requirement(text) for text in conda + pip)
+    assert given.pop("python") == PROJECT["requires-python"]
+    assert given.pop("pip") == given.pop("make") == ""
+    given["torch"] = given.pop("pytorch")  # as conda calls it
+
+    assert given == bounds(direct_dependencies(without=["bench"]))
 
 
 def test_lower_bounds_only():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for entry in project["dependencies"]:
-        assert re.fullmatch(r"[\w-]+>=[\d.]+", entry), entry
+    for requirement in direct_dependencies():
+        operators = [bound.operator for bound in requirement.specifier]
+        assert operators == [">="], requirement
+
+
+def test_constraints_name_every_direct_dependency():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {}
+    for line in lines:
+        if not line.startswith("#"):
+            name, version = line.split("==")
+            pinned[canonicalize_name(name)] = version
+
+    for requirement in direct_dependencies(without=["bench"]):
+        version = pinned[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), requirement
+
+
+def test_constraints_leave_the_libraries_of_a_gpu_to_torch():
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert not re.findall(r"^(?:nvidia-|cuda-|triton|-e|minicliplib).*", text, re.M)
+    assert "torch==" in text
+
+
+def test_changelog_and_citation_are_of_this_version():
+    version = PROJECT["version"]
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+
+    newest = re.findall(r"^## \[?([\d.]+)", changelog, re.M)[0]
+    assert newest == citation["version"] == version
+
+
+def test_every_folder_of_the_package_is_installed():
+    folders = {path.parent.relative_to(ROOT) for path in PACKAGE.rglob("*.py")}
+    dotted = {".".join(folder.parts) for folder in folders}
+    assert set(SETTINGS["tool"]["setuptools"]["packages"]) == dotted
+    for folder in folders:
+        assert (ROOT / folder / "__init__.py").exists(), folder
+
+
+def test_the_command_is_there():
+    module, name = PROJECT["scripts"]["miniclip"].split(":")
+    assert callable(getattr(import_module(module), name))
+
+
+# Imports go one way
+
+
+def module_name(path: Path) -> str:
+    """Return the dotted name below the package: ``scale.soup``, or ``scale`` for the folder."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def is_for_type_checkers(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def run_on_import(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yield the statements that run when a module is loaded, those of blocks included."""
+    for node in body:
+        if is_for_type_checkers(node) or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        yield node
+        for block in ("body", "orelse", "finalbody"):
+            yield from run_on_import(getattr(node, block, []))
+        for handler in getattr(node, "handlers", []):
+            yield from run_on_import(handler.body)
+
+
+def imports_within(path: Path) -> set[str]:
+    """Return the modules of the package that a module imports when it is loaded."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    folder = path.relative_to(PACKAGE).parts[:-1]
+    found = set()
+    for node in run_on_import(tree.body):
+        if isinstance(node, ast.Import):
+            absolute = [alias.name for alias in node.names]
+            assert "minicliplib" not in absolute, f"{path} imports the package by its name"
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        if node.level == 0:
+            assert not node.module.startswith("minicliplib"), f"{path} imports {node.module}"
+            continue
+
+        # One dot is the module's own folder, each dot more is a folder up.
+        base = folder[: len(folder) - (node.level - 1)]
+        if node.module:
+            found.add(".".join((*base, node.module)))
+        else:
+            found |= {".".join((*base, alias.name)) for alias in node.names}
+    return found
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Return what each module imports when it is loaded; the package's own list is left out."""
+    paths = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
+    return {module_name(path): imports_within(path) for path in paths}
+
+
+def test_every_module_has_its_place_in_the_order():
+    assert {name.split(".")[0] for name in import_graph()} == set(LEVEL)
 
 
 def test_no_module_imports_against_the_arrow():
-    modules = {
-        path.stem: path for path in (ROOT / "minicliplib").glob("*.py") if path.stem != "__init__"
+    faults = []
+    for module, imported in import_graph().items():
+        home = module.split(".")[0]
+        for other in imported:
+            source = other.split(".")[0]
+            if source != home and LEVEL[source] >= LEVEL[home]:
+                faults.append(f"{module} imports {other}")
+    assert not faults
+
+
+def test_no_modules_import_one_another():
+    graphlib.TopologicalSorter(import_graph()).prepare()  # raises CycleError
+
+
+def run_python(code: str) -> Any:
+    """Run code in a process of its own, and return what it prints as JSON on its last line."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """Return the names of all modules that a fresh process has, once it has loaded these."""
+    imports = "\n".join(f"import {module}" for module in modules)
+    return set(run_python(f"import json, sys\n{imports}\nprint(json.dumps(list(sys.modules)))"))
+
+
+def dataset_modules() -> list[str]:
+    names = [module_name(path) for path in sorted((PACKAGE / "datasets").glob("*.py"))]
+    return [f"minicliplib.{name}" for name in names]
+
+
+def test_the_core_loads_nothing_of_what_is_around_it():
+    loaded = loaded_by(*(f"minicliplib.{name}" for name in CORE), *dataset_modules())
+    around = tuple(f"minicliplib.{folder}" for folder in AROUND_THE_CORE)
+    assert not [name for name in loaded if name.startswith(around)]
+
+
+def test_importing_the_package_loads_no_heavy_library():
+    assert not loaded_by("minicliplib") & HEAVY
+
+
+def test_settings_data_and_the_command_line_load_no_heavy_library():
+    light = ("minicliplib.config", "minicliplib.paths", "minicliplib.apps.cli", *dataset_modules())
+    assert not loaded_by(*light) & HEAVY
+
+
+# The public names
+
+
+def test_every_public_name_resolves():
+    assert len(mc.__all__) > 30
+    for name in mc.__all__:
+        assert getattr(mc, name) is not None
+        assert name in dir(mc)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = mc.no_such_name
+
+
+def test_type_checkers_see_the_public_names():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if is_for_type_checkers(node))
+
+    seen = set()
+    for node in block.body:
+        module = import_module(f"minicliplib.{node.module}")
+        for alias in node.names:
+            assert alias.asname == alias.name  # which marks it as public
+            assert getattr(module, alias.name) is getattr(mc, alias.name)
+            seen.add(alias.name)
+    assert seen == set(mc.__all__)
+
+
+# Loading and building change nothing
+
+STATE_BEFORE_AND_AFTER = """
+import json, os, warnings
+import accelerate, matplotlib, seaborn, timm, torch, transformers
+from transformers.utils import logging as transformers_logging
+
+def state():
+    return {
+        "environment": dict(os.environ),
+        "figures": {name: str(value) for name, value in matplotlib.rcParams.items()},
+        "log level of transformers": transformers_logging.get_verbosity(),
+        "bars of transformers": transformers_logging.is_progress_bar_enabled(),
+        "warnings": [str(entry) for entry in warnings.filters],
+        "threads": torch.get_num_threads(),
+        "type of floats": str(torch.get_default_dtype()),
     }
-    assert sorted(modules) == sorted(ORDER)
-    for position, name in enumerate(ORDER):
-        for node in ast.walk(ast.parse(modules[name].read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level == 1:
-                assert node.module in ORDER[:position], f"{name} imports {node.module}"
-            if isinstance(node, ast.Import):
-                assert not any(alias.name.startswith("minicliplib") for alias in node.names), name
+
+before = state()
+import minicliplib as mc
+for name in mc.__all__:
+    getattr(mc, name)
+import minicliplib.analysis.figures
+model = mc.MiniCLIP(mc.Config())
+model.encode_text(["a dog in the snow"])
+after = state()
+print(json.dumps({name: [before[name], after[name]] for name in before}))
+"""
 
 
-def test_the_package_is_read_in_one_sitting():
-    paths = (ROOT / "minicliplib").glob("*.py")
-    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
+def test_loading_and_building_change_nothing_about_the_process():
+    for name, (before, after) in run_python(STATE_BEFORE_AND_AFTER).items():
+        assert after == before, name
 
-    assert sum(lines.values()) <= 4120, lines  # docstrings and blank lines included
-    assert max(lines.values()) <= 400, lines
+
+# Small enough to read
+
+
+def test_the_core_is_read_in_one_sitting():
+    lines = {}
+    for name in CORE:
+        text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+        lines[name] = len(text.splitlines())
+    assert sum(lines.values()) <= CORE_LINES, lines
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_functions_of_the_core_are_short(name):
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= FUNCTION_LINES, f"{node.name} has {length} lines"
 
 
 def test_no_large_file_and_no_dataset_is_committed():

@@ -1,31 +1,31 @@
-"""Every tower of the proposal in its true architecture, loaded from the hub's own cache, without a network."""
+"""Every named tower in its true architecture, loaded from the hub's own cache without a network."""
 
 import json
 import shutil
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
-import transformers
 from accelerate import Accelerator
 from huggingface_hub import constants
 from torch import nn
+from tower_files import hub_snapshot, write_tokenizer, write_vocabulary
 from transformers import BertConfig, BertForPreTraining, DistilBertConfig, DistilBertForMaskedLM
 
 import minicliplib as mc
-from minicliplib import encoders
-from minicliplib.encoders import IMAGE_ENCODERS, TEXT_ENCODERS, ImageEncoder, TextEncoder
+from minicliplib.encoders import IMAGE_ENCODERS, TEXT_ENCODERS, Encoder, ImageEncoder, TextEncoder
 from minicliplib.features import Features
-from minicliplib.training import Learner, epoch_batches
+from minicliplib.interop import pretrained
+from minicliplib.training import Trainer
 
 TEXTS = [
     "a dog.",
     "two brown dogs run along a sunny beach, and a child looks on.",
     "a red kite in the snow",
 ]
-# Of the whole encoder as published, an image encoder's 1,000 ImageNet classes included.
+# Of the whole encoder as published, with an image encoder's 1,000 ImageNet classes.
 PARAMETERS = {
     "efficientnet_lite0": 4_652_008,
     "resnet50": 25_557_032,
@@ -36,27 +36,11 @@ PARAMETERS = {
 }
 
 
-def snapshot(repository: str) -> Path:
-    """Make the folder in which the hub's cache keeps a repository's newest revision."""
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text("0" * 40)
-    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    return folder / "snapshots" / ("0" * 40)
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
-def vocabulary() -> list[str]:
-    letters = "abcdefghijklmnopqrstuvwxyz,."
-    return [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *letters,
-        *(f"##{x}" for x in letters),
-        "dog",
-    ]
+# ---- the hub's cache -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,121 +48,152 @@ def hub():
     """A hub cache as a user's machine holds it after one download, but with random weights."""
     torch.manual_seed(0)
     for name in ("resnet50", "vit_small"):
-        model = timm.create_model(IMAGE_ENCODERS[name])
-        folder = snapshot(f"timm/{IMAGE_ENCODERS[name]}")
-        timm.models.save_for_hf(model, folder, safe_serialization=True)
-        assert count(model) == PARAMETERS[name]
-    folder = snapshot(TEXT_ENCODERS["distilbert"])
-    DistilBertForMaskedLM(DistilBertConfig()).save_pretrained(folder)
-    (folder / "vocab.txt").write_text("\n".join(vocabulary()))
-    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    # Google's small BERTs are of the older kind: a pickle, no model type, a bare vocabulary.
-    folder, config = (
-        snapshot(TEXT_ENCODERS["bert_tiny"]),
-        BertConfig(
-            hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512
-        ),
-    )
-    torch.save(BertForPreTraining(config).state_dict(), folder / "pytorch_model.bin")
-    old = {key: value for key, value in config.to_diff_dict().items() if key != "model_type"}
-    (folder / "config.json").write_text(json.dumps(old))
-    (folder / "vocab.txt").write_text("\n".join(vocabulary()))
+        put_image_tower_on_hub(name)
+    put_distilbert_on_hub()
+    put_bert_tiny_on_hub()
     yield
     shutil.rmtree(constants.HF_HUB_CACHE)
 
 
-def count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def put_image_tower_on_hub(name: str) -> None:
+    model = timm.create_model(IMAGE_ENCODERS[name])
+    assert count(model) == PARAMETERS[name]
+    folder = hub_snapshot(f"timm/{IMAGE_ENCODERS[name]}")
+    timm.models.save_for_hf(model, folder, safe_serialization=True)
 
 
-def once(monkeypatch, loader: str) -> None:
-    """Load each encoder only once, for a test that cuts it at every depth."""
-    load, loaded = getattr(encoders, loader), {}
-    monkeypatch.setattr(
-        encoders, loader, lambda *key: loaded.get(key) or loaded.setdefault(key, load(*key))
+def put_distilbert_on_hub() -> None:
+    folder = hub_snapshot(TEXT_ENCODERS["distilbert"])
+    DistilBertForMaskedLM(DistilBertConfig()).save_pretrained(folder)
+    write_tokenizer(folder)
+
+
+def put_bert_tiny_on_hub() -> None:
+    """Google's small BERTs are of the older kind: a pickle, no model type, a bare vocabulary."""
+    folder = hub_snapshot(TEXT_ENCODERS["bert_tiny"])
+    config = BertConfig(
+        hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512
     )
+    torch.save(BertForPreTraining(config).state_dict(), folder / "pytorch_model.bin")
+    settings = config.to_diff_dict()
+    settings.pop("model_type", None)
+    (folder / "config.json").write_text(json.dumps(settings))
+    write_vocabulary(folder)
+
+
+# ---- towers --------------------------------------------------------------------------------------
+
+
+def load_only_once(monkeypatch: pytest.MonkeyPatch, loader_name: str) -> None:
+    """Load each pretrained model only once, for a test that cuts it at every depth."""
+    load: Callable = getattr(pretrained, loader_name)
+    loaded = {}
+
+    def load_once(*key: Any) -> Any:
+        if key not in loaded:
+            loaded[key] = load(*key)
+        return loaded[key]
+
+    monkeypatch.setattr(pretrained, loader_name, load_once)
+
+
+def assert_only_the_top_trains(encoder: Encoder) -> None:
+    """Check that exactly the stages above the cut have a gradient to come."""
+    for i, (_, steps) in enumerate(encoder.stages):
+        for step in steps:
+            if isinstance(step, nn.Module):
+                trains = [parameter.requires_grad for parameter in step.parameters()]
+                assert trains == [i >= encoder.frozen] * len(trains)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGE_ENCODERS)
 def test_an_image_tower_cut_anywhere_is_the_whole_one(name, monkeypatch):
-    once(monkeypatch, "_load_image_model")
+    load_only_once(monkeypatch, "load_image_model")
     encoder = ImageEncoder(name)
     assert count(encoder) == PARAMETERS[name] - 1000 * (encoder.dim + 1)
     batch = torch.randn(2, 3, encoder.size, encoder.size)
     with torch.no_grad():
         whole = encoder.model.forward_head(encoder.model.forward_features(batch), pre_logits=True)
+
     for trainable in range(-1, len(encoder.stages) + 1):
         cut = ImageEncoder(name, trainable)
         with torch.no_grad():
             assert torch.equal(cut.top(cut.trunk(batch)), whole)
-        trains(cut)
+        assert_only_the_top_trains(cut)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TEXT_ENCODERS)
 def test_a_text_tower_cut_anywhere_is_the_whole_one(name, monkeypatch):
-    once(monkeypatch, "_load_text_model")
+    load_only_once(monkeypatch, "load_text_model")
     encoder = TextEncoder(name)
     assert count(encoder) == PARAMETERS[name]
     ids, mask = encoder.prepare(TEXTS)
+    # Alone a caption is in one bucket, with the same padding.
+    one_ids = ids[1:2]
+    one_mask = mask[1:2]
     with torch.no_grad():
         states = encoder.run(ids, mask)
+        pooled = encoder.pool(states, mask)
+        one_pooled = encoder.pool(encoder.run(one_ids, one_mask), one_mask)
         own = encoder.model(input_ids=ids, attention_mask=mask).last_hidden_state
-    assert torch.allclose(states * mask[..., None], own * mask[..., None], atol=1e-5)
+    counts = mask[..., None]
+    assert torch.allclose(states * counts, own * counts, atol=1e-5)
+
     for trainable in range(-1, len(encoder.stages) + 1):
         cut = TextEncoder(name, trainable)
         with torch.no_grad():
-            assert torch.equal(
-                cut.run(cut.run(ids, mask, stop=cut.frozen), mask, cut.frozen), states
-            )
-            assert torch.allclose(cut(ids, mask), encoder.pool(states, mask), atol=1e-5)
-            one = ids[1:2], mask[1:2]  # alone a caption is in one bucket, with the same padding
-            assert torch.equal(cut(*one), encoder.pool(encoder.run(*one), one[1]))
-        trains(cut)
+            hidden = cut.run(ids, mask, stop=cut.frozen)
+            assert torch.equal(cut.run(hidden, mask, cut.frozen), states)
+            assert torch.allclose(cut(ids, mask), pooled, atol=1e-5)
+            assert torch.equal(cut(one_ids, one_mask), one_pooled)
+        assert_only_the_top_trains(cut)
 
 
-def trains(encoder) -> None:
-    """Check that exactly the stages above the cut have a gradient to come."""
-    for i, (_, steps) in enumerate(encoder.stages):
-        parameters = [p for step in steps if isinstance(step, nn.Module) for p in step.parameters()]
-        assert all(p.requires_grad == (i >= encoder.frozen) for p in parameters)
+# ---- pairs of towers -----------------------------------------------------------------------------
+
+
+def three_steps(config: mc.Config, data: mc.CaptionedImages, cache: bool):
+    """Train a new model for three epochs of one step.
+
+    Return it, its weights before the first step, and the three losses.
+    """
+    mc.set_seed(0)
+    model = mc.MiniCLIP(config)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = Trainer(config, model, Features(model, data, cache=cache), Accelerator())
+    assert trainer.steps_per_epoch == 1
+    losses = [trainer.train_epoch(epoch)["loss"] for epoch in range(3)]
+    return model, before, losses
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", TEXT_ENCODERS)
 @pytest.mark.parametrize("image", IMAGE_ENCODERS)
 def test_a_pair_takes_steps_and_comes_back_from_disk(image, text, pairs, tmp_path):
-    settings = mc.Config().updated(
-        **{
-            "encoders.image": image,
-            "encoders.text": text,
-            "encoders.image_trainable": 2,
-            "encoders.text_trainable": 1,
-        },
-        **{"train.batch_size": 8, "features.cache_dtype": "float32"},
+    config = mc.Config().updated(
+        encoders={"image": image, "text": text, "image_trainable": 2, "text_trainable": 1},
+        features={"cache_dtype": "float32"},
+        train={"batch_size": 8},
     )
-    losses, data = [], pairs.subset(range(8))
-    for cache in (True, False):
-        mc.set_seed(0)
-        model = mc.MiniCLIP(settings)
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        learner = Learner(settings, model, Accelerator(), Features(model, data, cache=cache))
-        model.train()
-        torch.manual_seed(0)
-        batches = [next(epoch_batches(settings, learner.outputs, epoch)) for epoch in range(3)]
-        losses.append([learner.train_step(*batch, np.random.default_rng(0)) for batch in batches])
-    assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-5)
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-    assert losses[0][2] < losses[0][0]
-    moved = {
-        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
-    }
-    learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert moved <= learned  # neither a frozen weight nor a batch norm's statistic
+    data = pairs.subset(range(8))
+    _, _, cached = three_steps(config, data, cache=True)
+    model, before, uncached = three_steps(config, data, cache=False)
+    assert cached[0] == pytest.approx(uncached[0], abs=1e-5)
+    assert cached == pytest.approx(uncached, abs=1e-4)
+    assert cached[2] < cached[0]
+
+    # Every part has learned, but no frozen weight and no statistic of a batch norm has changed.
+    changed = set()
+    for name, tensor in model.state_dict().items():
+        if not torch.equal(tensor, before[name]):
+            changed.add(name)
+    assert changed <= {name for name, p in model.named_parameters() if p.requires_grad}
     for part in ("image_encoder", "text_encoder", "image_head", "text_head", "logit_scale"):
-        assert any(name.startswith(part) for name in moved)
-    model.eval()
+        assert any(name.startswith(part) for name in changed)
+
     same = mc.load(model.save(tmp_path, torch.float32))
-    assert torch.equal(same.encode_image(data.images[:2]), model.encode_image(data.images[:2]))
+    images = data.images[:2]
+    assert torch.equal(same.encode_image(images), model.encode_image(images))
     assert torch.equal(same.encode_text(TEXTS), model.encode_text(TEXTS))

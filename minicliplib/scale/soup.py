@@ -44,6 +44,7 @@ def fit_soup(
     model = MiniCLIP(config)
     states = [run.model.cpu().learned_state() for run in runs]
     model.load_learned_state(mean_state(states))
+    model.facts = {"trained_on": runs[0].model.facts["trained_on"]}
 
     # Only the main process writes.
     accelerator = start_accelerator(config)

@@ -13,13 +13,17 @@ from minicliplib.datasets.scenes import (
     THINGS,
     UNSEEN,
     Group,
-    _glyph,
+    Scene,
+    draw_glyph,
     make_scene,
     noun,
     plural,
 )
 
 SCENES = [make_scene(split, i) for split in ("train", "dev", "test") for i in range(250)]
+
+
+# ---- what is drawn -------------------------------------------------------------------------------
 
 
 def test_things_are_160_of_which_40_are_never_trained_on():
@@ -29,19 +33,24 @@ def test_things_are_160_of_which_40_are_never_trained_on():
 
 
 def test_every_thing_is_drawn_in_colour_and_differently():
-    drawn = {name: np.asarray(_glyph(glyph).resize((48, 48))) for name, glyph in THINGS.items()}
-    for name, pixels in drawn.items():
-        assert (pixels[..., 3] > 128).mean() > 0.1, name  # not an empty box
-    # an outline of black alone would be the fallback of a font without colour
-    coloured = [
-        name for name, p in drawn.items() if np.ptp(p[..., :3].astype(int), axis=2).max() > 60
-    ]
-    assert len(coloured) > 130
-    assert len({pixels.tobytes() for pixels in drawn.values()}) == 160
+    drawn = set()
+    coloured = 0
+    for name, glyph in THINGS.items():
+        pixels = np.asarray(draw_glyph(glyph).resize((48, 48)))
+        drawn.add(pixels.tobytes())
+        # not an empty box
+        opaque = pixels[..., 3] > 128
+        assert opaque.mean() > 0.1, name
+        # a font without colour would give an outline of black alone
+        spread = np.ptp(pixels[..., :3].astype(int), axis=2)
+        coloured += spread.max() > 60
+    assert len(drawn) == 160
+    assert coloured > 130
 
 
 def test_a_scene_follows_from_seed_split_and_index_alone():
-    late, early = make_scene("dev", 7), make_scene("dev", 3)
+    late = make_scene("dev", 7)
+    early = make_scene("dev", 3)
     assert make_scene("dev", 3) == early
     assert make_scene("dev", 7).render().tobytes() == late.render().tobytes()
     assert late != early
@@ -57,6 +66,39 @@ def test_the_unseen_are_in_their_own_split_only():
     assert {group.name for scene in unseen for group in scene.groups} == UNSEEN
     assert all(len(scene.groups) == 1 for scene in unseen)
     assert SIZES == {"train": 1000, "dev": 250, "test": 250, "unseen": 200}
+
+
+@pytest.mark.parametrize("x", [0.25, 0.75])
+def test_a_thing_is_drawn_where_the_scene_says(x):
+    bear = Group("bear", 1, "big", x, 0.6, 0.3)
+    seed = make_scene("train", 0).seed
+    without = np.asarray(Scene("beach", "golden", (), (), seed).render(), int)
+    with_bear = np.asarray(Scene("beach", "golden", (bear,), (), seed).render(), int)
+    changed = np.abs(with_bear - without).sum(2) > 60
+    rows, columns = changed.nonzero()
+    assert abs(columns.mean() / 224 - x) < 0.03
+    assert abs(rows.mean() / 224 - 0.6) < 0.03
+
+
+def test_nothing_is_cut_off_by_the_edge():
+    for scene in SCENES[:100]:
+        for group in scene.groups:
+            half = group.scale * (0.5 if group.count == 1 else 1.0)
+            assert half <= group.x <= 1 - half
+
+
+def test_groups_are_large_enough_and_do_not_cover_each_other():
+    for scene in SCENES[:200]:
+        edges = []
+        for group in scene.groups:
+            assert round(group.scale * 224) >= 45
+            half = group.scale * (0.5 if group.count == 1 else 1.05)
+            edges.append((group.x - half, group.x + half))
+        for (_, right), (next_left, _) in pairwise(edges):
+            assert right <= next_left, scene.captions
+
+
+# ---- what the captions say -----------------------------------------------------------------------
 
 
 def test_captions_read_as_sentences():
@@ -79,38 +121,37 @@ def test_counts_sizes_and_colours_agree_with_the_scene():
         assert len({group.name for group in scene.groups}) == len(scene.groups)
 
 
+BESIDE = re.compile(r"(.+) to the (left|right) of (.+)\.")
+SIDE = re.compile(r"(.+) (?:is|are) (on the left|on the right|in the middle)\.")
+
+
+def side_of(x):
+    if x < 0.4:
+        return "on the left"
+    if x > 0.6:
+        return "on the right"
+    return "in the middle"
+
+
 def test_relations_agree_with_the_positions():
     checked = 0
     for scene in SCENES:
         xs = [group.x for group in scene.groups]
         assert xs == sorted(xs)
+
         text = scene.captions[2].lower()
-        where = {noun(g.name, g.count): g.x for g in scene.groups}
-        if match := re.fullmatch(r"(.+) to the (left|right) of (.+)\.", text):
-            one, side, other = match.groups()
-            assert (where[one] < where[other]) == (side == "left"), text
+        x_of = {noun(group.name, group.count): group.x for group in scene.groups}
+        beside = BESIDE.fullmatch(text)
+        on_a_side = SIDE.fullmatch(text)
+        if beside:
+            one, side, other = beside.groups()
+            assert (x_of[one] < x_of[other]) == (side == "left"), text
             checked += 1
-        elif match := re.fullmatch(
-            r"(.+) (?:is|are) (on the left|on the right|in the middle)\.", text
-        ):
-            x = where[match[1]]
-            assert match[2] == (
-                "on the left" if x < 0.4 else "on the right" if x > 0.6 else "in the middle"
-            )
+        elif on_a_side:
+            thing, side = on_a_side.groups()
+            assert side == side_of(x_of[thing]), text
             checked += 1
     assert checked > len(SCENES) / 3
-
-
-@pytest.mark.parametrize("x", [0.25, 0.75])
-def test_a_thing_is_drawn_where_the_scene_says(x):
-    scene = make_scene("train", 0)
-    empty = type(scene)("beach", "golden", (), scene.captions, scene.seed).render()
-    one = type(scene)(
-        "beach", "golden", (Group("bear", 1, "big", x, 0.6, 0.3),), scene.captions, scene.seed
-    ).render()
-    changed = np.abs(np.asarray(one, int) - np.asarray(empty, int)).sum(2) > 60
-    assert abs(changed.nonzero()[1].mean() / 224 - x) < 0.03
-    assert abs(changed.nonzero()[0].mean() / 224 - 0.6) < 0.03
 
 
 @pytest.mark.parametrize(
@@ -126,21 +167,3 @@ def test_a_thing_is_drawn_where_the_scene_says(x):
 def test_plurals(name, many):
     assert plural(name) == many
     assert noun(name, 3) == f"three {many}"
-
-
-def test_nothing_is_cut_off_by_the_edge():
-    for scene in SCENES[:100]:
-        for group in scene.groups:
-            half = group.scale * (0.5 if group.count == 1 else 1.0)
-            assert half <= group.x <= 1 - half
-
-
-def test_groups_are_large_enough_and_do_not_cover_each_other():
-    for scene in SCENES[:200]:
-        assert all(round(group.scale * 224) >= 45 for group in scene.groups)
-        halves = [group.scale * (0.5 if group.count == 1 else 1.05) for group in scene.groups]
-        edges = [
-            (group.x - half, group.x + half)
-            for group, half in zip(scene.groups, halves, strict=True)
-        ]
-        assert all(right <= left for (_, right), (left, _) in pairwise(edges)), scene.captions

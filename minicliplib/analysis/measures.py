@@ -1,0 +1,118 @@
+"""Measures beside Recall@K: accuracy, the geometry of the space, and how a run stands on dev."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..features import Features
+from ..metrics import (
+    Report,
+    Values,
+    bootstrap_mean,
+    rank_queries,
+    ranks_from_embeddings,
+    summarise,
+    to_numpy,
+)
+from ..model import MiniCLIP
+
+
+def classification(
+    scores: Values, labels: Values, ks: Sequence[int] = (1, 5), n: int = 1000, seed: int = 0
+) -> Report:
+    """Return the accuracy of (N, C) class scores against (N,) labels: ``{"top1": .., "top5": ..}``.
+
+    A label counts among the first K if fewer than K other classes score at least as high: ties
+    count against us. ``"interval"`` and ``"chance"`` have the same keys; the interval is a 95%
+    bootstrap over images. ``"per_class"`` is the top-1 accuracy of each class, NaN for a class
+    without images; ``"images"`` and ``"classes"`` are N and C.
+    """
+    rows = to_numpy(scores)
+    truth = to_numpy(labels)
+    if rows.ndim != 2 or truth.shape != (len(rows),):
+        shapes = f"{rows.shape} and {truth.shape}"
+        raise ValueError(f"Scores must be (images, classes) with a label each, not {shapes}.")
+    classes = np.arange(rows.shape[1])
+    ranked = rank_queries(lambda some: rows[some], truth, classes)
+    hits = np.stack([ranked < k for k in ks], axis=1)  # (N, ks)
+
+    per_class = []
+    for label in classes:
+        own = hits[truth == label, 0]
+        per_class.append(float(own.mean()) if len(own) else float("nan"))
+
+    names = [f"top{k}" for k in ks]
+    return {
+        **dict(zip(names, hits.mean(axis=0).tolist(), strict=True)),
+        "interval": dict(zip(names, bootstrap_mean(hits, n, seed), strict=True)),
+        "chance": {f"top{k}": min(1.0, k / len(classes)) for k in ks},
+        "per_class": per_class,
+        "images": len(rows),
+        "classes": len(classes),
+    }
+
+
+def alignment(image_emb: Values, text_emb: Values) -> float:
+    """Return the mean squared distance of N matching unit vectors (Wang & Isola 2020, eq. 1)."""
+    differences = to_numpy(image_emb) - to_numpy(text_emb)
+    return float(np.mean(np.sum(differences**2, axis=1)))
+
+
+def uniformity(emb: Values) -> float:
+    """Return the log of the mean Gaussian potential (t = 2) of all pairs of (N, dim) unit vectors.
+
+    0 is collapsed; evenly spread vectors of many dimensions come near -4, the lowest value there.
+    Wang & Isola 2020, eq. 2.
+    """
+    vectors = to_numpy(emb).astype(np.float64)
+    cosines = (vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]
+    squared_distances = 2 - 2 * cosines
+    return float(np.log(np.mean(np.exp(-2 * squared_distances))))
+
+
+def modality_gap(image_emb: Values, text_emb: Values) -> float:
+    """Return the distance between the mean image and text vectors (Liang et al. 2022, sec. 2.1)."""
+    difference = to_numpy(image_emb).mean(0) - to_numpy(text_emb).mean(0)
+    return float(np.linalg.norm(difference))
+
+
+@torch.inference_mode()
+def embed(model: MiniCLIP, features: Features, batch_size: int = 200) -> tuple[Tensor, Tensor]:
+    """Embed a dataset from its features, plain view: unit vectors (N, E) and (M, E)."""
+    model.eval()
+    images = []
+    for rows in _in_batches(len(features.data), batch_size):
+        images.append(model.project_image(features.image_batch(rows)))
+    captions = []
+    for rows in _in_batches(len(features.captions), batch_size):
+        captions.append(model.project_text(*features.text_batch(rows)))
+    return torch.cat(images), torch.cat(captions)
+
+
+def _in_batches(count: int, size: int) -> list[np.ndarray]:
+    return np.array_split(np.arange(count), math.ceil(count / size))
+
+
+def dev_recalls(model: MiniCLIP, features: Features) -> dict[str, float]:
+    """Return ``dev_mean_recall``, the six recalls that it averages, and the space's geometry.
+
+    Geometry is alignment, uniformity and modality gap of the images and the first caption of each.
+    """
+    image_of_caption = features.data.image_of_caption
+    images, captions = embed(model, features)
+    ranked = ranks_from_embeddings(images, captions, image_of_caption)
+    scores = summarise(ranked, len(features.data))
+    row = {"dev_mean_recall": scores["mean_recall"]}
+    for direction, short in (("image_to_text", "i2t"), ("text_to_image", "t2i")):
+        for name, value in scores[direction].items():
+            if name.startswith("R@"):
+                row[f"dev_{short}_{name}"] = value
+    first_captions = captions[np.unique(image_of_caption, return_index=True)[1]]
+    row["alignment"] = alignment(images, first_captions)
+    row["modality_gap"] = modality_gap(images, first_captions)
+    row["uniformity_image"] = uniformity(images)
+    row["uniformity_text"] = uniformity(first_captions)
+    return row

@@ -1,0 +1,131 @@
+"""Cached features are those of the frozen stages, and are computed again when these change."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import minicliplib as mc
+from minicliplib import features as features_module
+from minicliplib.features import Features
+from minicliplib.paths import PACKAGE, data_root
+from minicliplib.scale import cache
+
+TUNED = mc.Config().updated(
+    encoders={"image_trainable": 2, "text_trainable": 1, "max_tokens": 12},
+    train={"batch_size": 4},
+)
+
+
+@pytest.fixture
+def few(pairs) -> mc.CaptionedImages:
+    return pairs.subset(range(8))
+
+
+@pytest.mark.parametrize("whole", ["image_trainable", "text_trainable"])
+def test_a_tower_with_nothing_frozen_trains_from_the_cache_too(few, whole):
+    model = mc.MiniCLIP(TUNED.updated(encoders={whole: -1}))
+    model.requires_grad_(False)
+    rows = np.arange(4)
+    vectors = {}
+    for cached in (True, False):
+        features = Features(model, few.subset(rows), cache=cached)
+        vectors[cached] = model(features.image_batch(rows), *features.text_batch(rows))
+    assert torch.allclose(vectors[True][0], vectors[False][0], atol=0.01)
+    assert torch.allclose(vectors[True][1], vectors[False][1], atol=0.01)
+    of_user = model.encode_text(few.flat_captions[:4])
+    assert torch.allclose(of_user, vectors[False][1], atol=1e-5)
+
+
+def test_the_cache_is_reused_and_stays_on_disk_when_large(few, locked, monkeypatch):
+    first = Features(locked, few)
+    files = {path: path.stat().st_mtime_ns for path in cached_files("pairs")}
+    monkeypatch.setattr(features_module, "IN_MEMORY", 0)
+    second = Features(locked, few)
+    assert {path: path.stat().st_mtime_ns for path in cached_files("pairs")} == files
+    assert isinstance(second.images[0], np.memmap)
+    assert not isinstance(first.images[0], np.memmap)
+    assert np.array_equal(first.images[0], second.images[0])
+    assert first.images[0].dtype == np.float16
+
+
+def cached_files(name: str) -> list[Path]:
+    return sorted((data_root() / "cache").glob(f"{name}-*.npy"))
+
+
+def key_of(model: mc.MiniCLIP, tower: str, items: list, whole: bool = False) -> str:
+    return cache.feature_key(getattr(model, tower), items, np.dtype("float16"), whole)
+
+
+@pytest.mark.parametrize("tower", ["image_encoder", "text_encoder"])
+def test_other_weights_or_stages_are_other_features(few, locked, tower):
+    items = few.images if tower == "image_encoder" else few.flat_captions
+    key = key_of(locked, tower, items)
+    assert key == key_of(mc.MiniCLIP(mc.Config()), tower, items)
+    assert key != key_of(mc.MiniCLIP(TUNED.updated(encoders={"max_tokens": 40})), tower, items)
+    assert key != key_of(locked, tower, items[:4])
+
+    # As if the hub had served another revision.
+    other = mc.MiniCLIP(mc.Config())
+    with torch.no_grad():
+        next(getattr(other, tower).parameters()).add_(1e-3)
+    assert key != key_of(other, tower, items)
+
+
+def test_trained_stages_do_not_change_the_frozen_ones_features(few):
+    model = mc.MiniCLIP(TUNED)
+    key = key_of(model, "text_encoder", few.flat_captions)
+    teacher = key_of(model, "text_encoder", few.flat_captions, whole=True)
+    with torch.no_grad():
+        model.text_encoder.modules_from(model.text_encoder.frozen)[0].output.dense.bias.add_(1.0)
+    assert key_of(model, "text_encoder", few.flat_captions) == key
+    assert key_of(model, "text_encoder", few.flat_captions, whole=True) != teacher
+
+
+def test_another_version_of_a_library_is_other_features(few, locked, monkeypatch):
+    key = key_of(locked, "image_encoder", few.images)
+    versions = {name: cache.version(name) for name in cache.LIBRARIES}
+    for name in ("timm", "transformers", "pillow"):
+        newer = versions | {name: "99.0"}
+        monkeypatch.setattr(cache, "version", newer.get)
+        assert key_of(locked, "image_encoder", few.images) != key
+
+
+def test_the_code_that_computes_features_is_all_there():
+    for name in cache.TRAINING_CODE:
+        assert (PACKAGE / f"{name}.py").exists(), name
+    assert len(set(cache.TRAINING_CODE)) == len(cache.TRAINING_CODE)
+
+
+@pytest.mark.slow
+def test_a_change_of_the_preprocessing_computes_features_again(tmp_path):
+    """In a copy of the package that turns every image upside down."""
+    package = tmp_path / "code" / "minicliplib"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("checkpoints", "__pycache__"))
+    script = (
+        "import minicliplib as mc\n"
+        "from minicliplib.features import Features\n"
+        "data = mc.load_dataset('sample', 'train', limit=4)\n"
+        "print(float(Features(mc.MiniCLIP(), data).images[0].astype('float32').sum()))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(package.parent), "MINICLIP_HOME": str(tmp_path)}
+
+    def total() -> float:
+        command = [sys.executable, "-c", script]
+        result = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True
+        )
+        return float(result.stdout.splitlines()[-1])
+
+    before = total()
+    assert total() == before
+    views = package / "datasets" / "views.py"
+    resized = "picture.resize((size, size), Image.Resampling.BICUBIC)"
+    assert resized in views.read_text()
+    views.write_text(views.read_text().replace(resized, f"{resized}.rotate(180)"))
+    assert total() != before

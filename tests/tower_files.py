@@ -1,0 +1,34 @@
+"""Files of towers for tests: a small tokenizer, and the hub's cache as a download leaves it."""
+
+from pathlib import Path
+
+import transformers
+from huggingface_hub import constants
+
+LETTERS = list("abcdefghijklmnopqrstuvwxyz,.")
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+VOCABULARY = [*SPECIAL, *LETTERS, *(f"##{letter}" for letter in LETTERS), "dog"]
+REVISION = "0" * 40
+
+
+def write_vocabulary(folder: Path) -> Path:
+    """Write the list of word pieces, and return the file."""
+    path = folder / "vocab.txt"
+    path.write_text("\n".join(VOCABULARY))
+    return path
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write a small word-piece tokenizer, as the folder of a text model holds it."""
+    vocabulary = write_vocabulary(folder)
+    transformers.BertTokenizerFast(str(vocabulary)).save_pretrained(folder)
+
+
+def hub_snapshot(repository: str) -> Path:
+    """Make the folder in which the hub's cache keeps the newest revision of a repository."""
+    cached = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(REVISION)
+    snapshot = cached / "snapshots" / REVISION
+    snapshot.mkdir(parents=True)
+    return snapshot
