@@ -34,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from importlib.metadata import version
@@ -197,10 +197,10 @@ def contend(session: Session, folder: str) -> dict[str, Any]:
         changes = dict(OURS[session.name])
         changes["train.epochs"] = affordable(train, dev, session.minutes, changes)
         mini_clip(train, dev, changes, watch)
-    elif session.name == "hugging_face":
-        hugging_face(train, folder, session.lr, watch)
     else:
-        open_clip(train, folder, session.lr, watch)
+        assert session.lr is not None, "a peer trains with a learning rate"
+        train_peer = {"hugging_face": hugging_face, "open_clip": open_clip}[session.name]
+        train_peer(train, folder, session.lr, watch)
     return {
         "curve": watch.curve,
         "images_per_second": watch.images / (60 * watch.curve[-1]["minutes"]),
@@ -371,11 +371,8 @@ def save_vision_tower(folder: str) -> None:
     from transformers import TimmWrapperConfig, TimmWrapperModel
 
     tower: Any = ImageEncoder().model.to(memory_format=torch.contiguous_format)
-    config = TimmWrapperConfig(
-        architecture="tf_efficientnet_lite0",
-        hidden_size=tower.num_features,
-        pretrained_cfg=tower.pretrained_cfg,
-    )
+    settings = {"hidden_size": tower.num_features, "pretrained_cfg": tower.pretrained_cfg}
+    config = TimmWrapperConfig(architecture="tf_efficientnet_lite0", **settings)
     wrapped = TimmWrapperModel(config)
     wrapped.timm_model.load_state_dict(tower.state_dict())
     wrapped.save_pretrained(f"{folder}/vision")
@@ -413,9 +410,7 @@ def hugging_face_pair(folder: str) -> tuple[Any, Callable, Callable]:
     return model, tokenize, transform
 
 
-def hugging_face(
-    train: mc.CaptionedImages, folder: str, lr: float | None, watch: Stopwatch
-) -> None:
+def hugging_face(train: mc.CaptionedImages, folder: str, lr: float, watch: Stopwatch) -> None:
     """Train as transformers' example does, until time is up."""
     from torch.optim.lr_scheduler import LambdaLR
     from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -479,12 +474,12 @@ def open_clip_model(folder: str) -> tuple[Any, Callable, Callable, Callable]:
 
     vision = CLIPVisionCfg(timm_model_name="tf_efficientnet_lite0", image_size=IMAGE_SIZE)
     text = CLIPTextCfg(hf_model_name=MINILM, hf_pooler_type="mean_pooler", hf_proj_type="linear")
-    model = CustomTextCLIP(512, vision, text)
+    model: Any = CustomTextCLIP(512, vision, text)
     load_checkpoint(model.visual.trunk, f"{folder}/timm.safetensors")
     tokenizer = HFTokenizer(MINILM, context_length=MAX_TOKENS)
     half = (0.5, 0.5, 0.5)
-    augment = image_transform(IMAGE_SIZE, is_train=True, mean=half, std=half)
-    plain = image_transform(IMAGE_SIZE, is_train=False, mean=half, std=half)
+    augment: Any = image_transform(IMAGE_SIZE, is_train=True, mean=half, std=half)
+    plain: Any = image_transform(IMAGE_SIZE, is_train=False, mean=half, std=half)
     return model, augment, plain, tokenizer
 
 

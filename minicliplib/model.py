@@ -201,11 +201,7 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
 
     def fingerprint(self) -> str:
         """Return eight hex digits that tell models apart whose vectors differ."""
-        settings = [asdict(self.config.encoders), asdict(self.config.inference)]
-        content = hashlib.sha256(json.dumps(settings).encode())
-        for tensor in self.learned_state().values():
-            content.update(tensor.cpu().numpy().tobytes())
-        return content.hexdigest()[:8]
+        return fingerprint_of(self.config, self.learned_state())
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> Path:
         """Write the checkpoint and its model card; a kill never leaves half a file."""
@@ -224,6 +220,15 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
 
         folder = Path(model_id)
         return load(folder if folder.is_dir() else fetch_checkpoint(model_id, **options))
+
+
+def fingerprint_of(config: Config, state: dict[str, Tensor]) -> str:
+    """Return the fingerprint of the model with these settings and this ``learned_state``."""
+    settings = [asdict(config.encoders), asdict(config.inference)]
+    content = hashlib.sha256(json.dumps(settings).encode())
+    for name in sorted(state):
+        content.update(state[name].float().cpu().numpy().tobytes())
+    return content.hexdigest()[:8]
 
 
 @contextmanager

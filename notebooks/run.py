@@ -1,7 +1,7 @@
 """Run the notebooks top to bottom on a dataset, and print what they measured.
 
-By default everything they write goes to ``out/``, which git ignores. With ``--refresh`` the committed
-figures and results are renewed, and on ``sample`` the notebooks' committed outputs too.
+By default everything they write goes to ``out/``, which git ignores. With ``--refresh`` the
+committed figures and results are renewed, and on ``sample`` the notebooks' committed outputs too.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import io
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
@@ -18,10 +19,38 @@ import papermill
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
+CHECKOUT = HERE.parent
+OUT = CHECKOUT / "out"
+
+LARGE = 60_000  # characters of a PNG in a notebook, from which on it is made smaller
+COLOURS = 256  # that are left of it
 
 
 def main() -> None:
     """Run each notebook in its own kernel."""
+    options = parse_options()
+
+    # The kernels take over these two: where to write, and to show no progress bars.
+    root = CHECKOUT if options.refresh else OUT
+    os.environ["MINICLIP_OUT"] = str(root)
+    os.environ["TQDM_DISABLE"] = "1"
+
+    for notebook in chosen_notebooks(options.only):
+        started = time.perf_counter()
+        print(f"{notebook.name} ...", end=" ", flush=True)
+        executed = run(notebook, options.dataset)
+        if options.refresh and options.dataset == "sample":
+            renew(notebook, executed)
+        print(f"{time.perf_counter() - started:.0f} s", flush=True)
+
+    print_recalls(root, options.dataset)
+    print(f"\nfigures: {root / 'figures' / options.dataset}")
+    print(f"results: {root / 'report' / 'results' / options.dataset}")
+    print(f"executed notebooks: {OUT / 'notebooks' / options.dataset}")
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -30,72 +59,84 @@ def main() -> None:
         "--only", nargs="*", default=[""], metavar="NN", help="only notebooks that start so"
     )
     parser.add_argument("--refresh", action="store_true", help="renew what is committed")
-    options = parser.parse_args()
-    out = HERE.parent if options.refresh else HERE.parent / "out"
-    os.environ |= {"MINICLIP_OUT": str(out), "TQDM_DISABLE": "1"}
-    for notebook in sorted(HERE.glob("[0-9]*.ipynb")):
-        if notebook.name.startswith(tuple(options.only)):
-            started = time.perf_counter()
-            print(f"{notebook.name} ...", end=" ", flush=True)
-            run(notebook, options.dataset, options.refresh and options.dataset == "sample")
-            print(f"{time.perf_counter() - started:.0f} s", flush=True)
-    print_table(out, options.dataset)
+    return parser.parse_args()
 
 
-def run(notebook: Path, dataset: str, in_place: bool) -> None:
-    """Execute one notebook into ``out/notebooks/<dataset>``, or over itself with the noise taken out."""
-    target = HERE.parent / "out" / "notebooks" / dataset / notebook.name
+def chosen_notebooks(beginnings: Sequence[str]) -> list[Path]:
+    """Return the notebooks whose names begin in one of these ways, in order."""
+    notebooks = sorted(HERE.glob("[0-9]*.ipynb"))
+    return [path for path in notebooks if path.name.startswith(tuple(beginnings))]
+
+
+def run(notebook: Path, dataset: str) -> Path:
+    """Execute a notebook into ``out/notebooks/<dataset>``, and return the path."""
+    target = OUT / "notebooks" / dataset / notebook.name
     target.parent.mkdir(parents=True, exist_ok=True)
+    # The notebooks' own default is "sample": for that no cell with parameters is added.
     parameters = {} if dataset == "sample" else {"dataset": dataset}
-    quiet = {
-        "progress_bar": False,
-        "log_output": False,
-        "extra_arguments": ["--log-level=40"],
-    }  # of the kernel: errors
-    papermill.execute_notebook(notebook, target, parameters, cwd=HERE, **quiet)
-    if not in_place:
-        return
-    executed = nbformat.read(target, as_version=4)
-    executed.metadata = {key: executed.metadata[key] for key in ("kernelspec", "language_info")}
-    executed.metadata["language_info"] = {"name": "python"}
-    for cell in executed.cells:
+    papermill.execute_notebook(
+        notebook,
+        target,
+        parameters,
+        cwd=HERE,
+        progress_bar=False,
+        log_output=False,
+        extra_arguments=["--log-level=40"],  # of the kernel: errors only
+    )
+    return target
+
+
+def renew(notebook: Path, executed: Path) -> None:
+    """Write an executed notebook over the committed one, without what changes from run to run."""
+    fresh = nbformat.read(executed, as_version=4)
+    fresh.metadata = {
+        "kernelspec": fresh.metadata["kernelspec"],
+        "language_info": {"name": "python"},
+    }
+    for cell in fresh.cells:
+        # Papermill notes when a cell started and how long it took. Only the tags are ours.
         tags = cell.metadata.get("tags")
         cell.metadata = {"tags": tags} if tags else {}
-        shrink_pictures(cell)
-    nbformat.write(executed, notebook)
+        shrink_images(cell)
+    nbformat.write(fresh, notebook)
 
 
-def shrink_pictures(cell: nbformat.NotebookNode) -> None:
-    """Give the large PNGs among a cell's outputs 256 colours: half the size, and the notebook stays below 1 MB."""
+def shrink_images(cell: nbformat.NotebookNode) -> None:
+    """Reduce the colours of the large PNGs among a cell's outputs.
+
+    That halves their size, and keeps each notebook below 1 MB.
+    """
     for output in cell.get("outputs", []):
         png = output.get("data", {}).get("image/png", "")
-        if len(png) > 60_000:
+        if len(png) > LARGE:
+            image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+            few_colours = image.quantize(COLOURS, dither=Image.Dither.NONE)
             small = io.BytesIO()
-            picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-            picture.quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+            few_colours.save(small, "PNG", optimize=True)
             output["data"]["image/png"] = base64.b64encode(small.getvalue()).decode()
 
 
-def print_table(out: Path, dataset: str) -> None:
-    """Print Recall@K of the trained and the untrained model beside chance, and where things lie."""
-    path = out / "report" / "results" / dataset / "04_retrieval.json"
-    if path.exists():
-        metrics = json.loads(path.read_text())["metrics"]
-        rows = {
-            (way.replace("_", " "), name): {
-                k: f"{100 * v:.1f}%" for k, v in metrics[name][way].items() if "@" in k
-            }
-            for way in ("image_to_text", "text_to_image")
-            for name in ("trained", "untrained", "chance")
-        }
-        print(
-            f"\n{dataset}, test split: {metrics['trained']['images']} images, {metrics['trained']['captions']} captions"
-        )
-        print(pd.DataFrame(rows).T.to_string())
-    print(
-        f"\nfigures: {out / 'figures' / dataset}\nresults: {out / 'report' / 'results' / dataset}"
-    )
-    print(f"executed notebooks: {HERE.parent / 'out' / 'notebooks' / dataset}")
+def print_recalls(root: Path, dataset: str) -> None:
+    """Print Recall@K of the trained and of the untrained model, beside chance."""
+    path = root / "report" / "results" / dataset / "04_retrieval.json"
+    if not path.exists():
+        return
+    metrics = json.loads(path.read_text())["metrics"]
+
+    # A row for each direction and model, with a column for each K.
+    rows = {}
+    for direction in ("image_to_text", "text_to_image"):
+        for name in ("trained", "untrained", "chance"):
+            recalls = {}
+            for measure, value in metrics[name][direction].items():
+                if measure.startswith("R@"):
+                    recalls[measure] = f"{100 * value:.1f}%"
+            rows[direction.replace("_", " "), name] = recalls
+
+    trained = metrics["trained"]
+    pools = f"{trained['images']} images, {trained['captions']} captions"
+    print(f"\n{dataset}, test split: {pools}")
+    print(pd.DataFrame(rows).T.to_string())
 
 
 if __name__ == "__main__":

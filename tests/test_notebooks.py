@@ -1,4 +1,4 @@
-"""What nbval does not see: a stripped notebook passes it without being compared at all."""
+"""What nbval does not see: it passes a notebook without outputs, and compares nothing."""
 
 import json
 import re
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "report" / "results" / "sample"
 EXPECTED = [
     "01_data_exploration",
     "02_model_building",
@@ -19,13 +20,9 @@ EXPECTED = [
 ]
 NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in EXPECTED]
 
-
-def source(cell: dict) -> str:
-    return "".join(cell["source"])
-
-
-def code_cells(notebook: dict) -> list[dict]:
-    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+# A path of somebody's machine in what a cell has printed, and one in its source.
+PRINTED_PATH = r"(/home/|/tmp/|/root/|/Users/|[A-Z]:\\)"
+WRITTEN_PATH = r"""["'](/|~|[A-Z]:\\)\w"""
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=EXPECTED)
@@ -38,8 +35,32 @@ def notebook(path) -> dict:
     return json.loads(path.read_text())
 
 
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def cells_of_kind(notebook: dict, kind: str) -> list[dict]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == kind]
+
+
+def code_cells(notebook: dict) -> list[dict]:
+    return cells_of_kind(notebook, "code")
+
+
+def all_code(notebook: dict) -> str:
+    return "\n".join(source(cell) for cell in code_cells(notebook))
+
+
+def printed(output: dict) -> str:
+    """What an output shows as text: a stream, or the plain form of a value."""
+    stream = "".join(output.get("text", ""))
+    value = "".join(output.get("data", {}).get("text/plain", ""))
+    return stream + value
+
+
 def test_these_notebooks_and_no_other():
-    assert sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")) == EXPECTED
+    found = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    assert found == EXPECTED
 
 
 def test_every_cell_was_run_in_order(notebook):
@@ -53,71 +74,76 @@ def test_outputs_hold_no_error_no_stderr_and_no_path(notebook):
         for output in cell["outputs"]:
             assert output["output_type"] != "error"
             assert output.get("name") != "stderr"
-            text = "".join(output.get("text", "")) + "".join(
-                output.get("data", {}).get("text/plain", "")
-            )
-            assert not re.search(r"(/home/|/tmp/|/root/|/Users/|[A-Z]:\\)", text), text
+            text = printed(output)
+            assert not re.search(PRINTED_PATH, text), text
 
 
 def test_ignored_outputs_are_few_and_still_assert_something(notebook):
-    cells = code_cells(notebook)
-    ignored = [cell for cell in cells if "NBVAL_IGNORE_OUTPUT" in source(cell)]
-    assert len(ignored) <= len(cells) / 4
-    for cell in ignored:
+    sources = [source(cell) for cell in code_cells(notebook)]
+    assert not any("NBVAL_SKIP" in text for text in sources)
+
+    ignored = [text for text in sources if "NBVAL_IGNORE_OUTPUT" in text]
+    assert len(ignored) <= len(sources) / 4
+    for text in ignored:
         # nbval knows the marker only when it stands alone on its line
-        assert re.search(r"^# NBVAL_IGNORE_OUTPUT$", source(cell), re.M), source(cell)
-        assert "assert" in source(cell) or "version" in source(cell), source(cell)
-    assert not any("NBVAL_SKIP" in source(cell) for cell in cells)
+        assert re.search(r"^# NBVAL_IGNORE_OUTPUT$", text, re.MULTILINE), text
+        assert "assert" in text or "version" in text, text
 
 
 def test_no_shell_no_install_no_absolute_path(notebook):
     for cell in code_cells(notebook):
-        assert not re.search(r"^\s*[!%]", source(cell), re.M), source(cell)
-        assert not re.search(r"""["'](/|~|[A-Z]:\\)\w""", source(cell)), source(cell)
+        text = source(cell)
+        assert not re.search(r"^\s*[!%]", text, re.MULTILINE), text
+        assert not re.search(WRITTEN_PATH, text), text
 
 
 def test_opens_with_a_title_and_ends_with_a_summary(notebook):
-    first, headings = notebook["cells"][0], []
+    first = notebook["cells"][0]
     assert first["cell_type"] == "markdown"
     assert source(first).startswith("# ")
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "markdown":
-            headings += re.findall(r"^## +(.*)$", source(cell), re.M)
+
+    headings = []
+    for cell in cells_of_kind(notebook, "markdown"):
+        headings += re.findall(r"^## +(.*)$", source(cell), re.MULTILINE)
     assert any("Summary" in heading for heading in headings[-3:]), headings
 
 
 def test_takes_the_dataset_as_a_parameter(notebook):
-    tagged = [c for c in code_cells(notebook) if "parameters" in c["metadata"].get("tags", [])]
+    tagged = []
+    for cell in code_cells(notebook):
+        if "parameters" in cell["metadata"].get("tags", []):
+            tagged.append(source(cell))
     assert len(tagged) == 1
-    assert re.search(r'^dataset = "sample"', source(tagged[0]), re.M)
+    assert re.search(r'^dataset = "sample"', tagged[0], re.MULTILINE)
 
 
 def test_is_short_enough_to_read(path, notebook):
     assert path.stat().st_size <= 1_000_000
     for cell in code_cells(notebook):
-        assert not re.search(r"^\s*class ", source(cell), re.M), source(cell)
-        assert len(source(cell).splitlines()) <= 24, source(cell)
+        text = source(cell)
+        assert not re.search(r"^\s*class ", text, re.MULTILINE), text
+        assert len(text.splitlines()) <= 24, text
 
 
 def test_each_figure_is_saved_once_and_committed(path, notebook):
-    code = "\n".join(map(source, code_cells(notebook)))
-    names = re.findall(r'viz\.save\(\s*[^,]+,\s*f?"([^"]+)"', code)
+    names = re.findall(r'viz\.save\(\s*[^,]+,\s*f?"([^"]+)"', all_code(notebook))
     assert len(names) >= 3
     assert len(names) == len(set(names))
+
     for name in names:
-        assert name.startswith(path.stem[:2] + "_"), name
-        pattern = re.sub(r"\{.*?\}", "*", name) + ".png"  # a name may be filled in
-        assert any(
-            list((ROOT / "figures" / shown).glob(pattern)) for shown in ("sample", "photos")
-        ), name
+        assert name.startswith(f"{path.stem[:2]}_"), name
+        # a name may be filled in by the notebook
+        pattern = re.sub(r"\{.*?\}", "*", name) + ".png"
+        committed = []
+        for dataset in ("sample", "photos"):
+            committed += (ROOT / "figures" / dataset).glob(pattern)
+        assert committed, name
 
 
-def test_results_are_committed(path, notebook):
-    topics = re.findall(
-        r'save_result\(\s*dataset,\s*"([^"]+)"', "\n".join(map(source, code_cells(notebook)))
-    )
+def test_results_are_committed(notebook):
+    topics = re.findall(r'save_result\(\s*dataset,\s*"([^"]+)"', all_code(notebook))
     assert topics
     for topic in topics:
-        record = json.loads((ROOT / "report" / "results" / "sample" / f"{topic}.json").read_text())
+        record = json.loads((RESULTS / f"{topic}.json").read_text())
         assert record["topic"] == topic
         assert record["metrics"]

@@ -11,6 +11,7 @@ from PIL import Image
 
 from minicliplib import retrieval
 from minicliplib.retrieval import Index
+from minicliplib.scale import index_files
 from minicliplib.scale.index_files import SearchIndex
 
 DIM = 16

@@ -73,9 +73,11 @@ def with_settings() -> list[Path]:
     return found
 
 
-@pytest.mark.parametrize(
-    "path", with_settings(), ids=lambda path: f"{path.parent.name}/{path.stem}"
-)
+def short_name(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("path", with_settings(), ids=short_name)
 def test_the_settings_of_committed_results_can_be_read(path):
     settings = json.loads(path.read_text())["config"]
     digest = settings.pop("digest")

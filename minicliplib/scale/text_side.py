@@ -1,0 +1,41 @@
+"""The half of a model that reads sentences: enough to search an index, and quicker to load."""
+
+import torch
+from torch import nn
+
+from ..encoders import TextEncoder
+from ..interop.checkpoint import read_checkpoint
+from ..model import PRECISIONS, MiniCLIP, ProjectionHead, best_device, fingerprint_of
+
+
+class TextSide(nn.Module):
+    """The text tower and its head, of a checkpoint by name, folder or hub id.
+
+    ``encode_text`` and ``fingerprint`` are those of the whole model. Neither the image tower nor
+    the library that it comes from is loaded.
+    """
+
+    encode_text = MiniCLIP.encode_text
+    project_text = MiniCLIP.project_text
+
+    def __init__(self, name: str):
+        super().__init__()
+        config, state, _ = read_checkpoint(name)
+        self.identity = fingerprint_of(config, state)
+        encoders = config.encoders
+        self.text_encoder = TextEncoder(encoders.text, encoders.text_trainable, encoders.max_tokens)
+        self.text_encoder.precision = PRECISIONS.get(encoders.precision)
+        self.text_head = ProjectionHead(self.text_encoder.dim, config.heads)
+        self.dim = config.heads.dim
+        own = {name: tensor for name, tensor in state.items() if name.startswith("text_")}
+        self.load_state_dict(own, strict=False)
+        self.to(best_device()).eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.parameters()).device
+
+    def fingerprint(self) -> str:
+        """Return what tells the whole model from others."""
+        return self.identity
