@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, BertConfig, DistilBertConfig
 
 import minicliplib as mc
-from minicliplib.encoders import IMAGE_ENCODERS, Encoder, ImageEncoder, TextEncoder
+from minicliplib.encoders import Encoder, ImageEncoder, TextEncoder
+from minicliplib.interop.pretrained import IMAGE_ENCODERS
 from minicliplib.scale.memory import keep_freed_memory
 
 # Where the weights come from, and their licence as the package or the model card states it. What

@@ -10,6 +10,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not run the code
+    from . import config as config
+    from . import encoders as encoders
+    from . import features as features
+    from . import loss as loss
+    from . import metrics as metrics
+    from . import model as model
+    from . import paths as paths
+    from . import retrieval as retrieval
+    from . import training as training
+    from . import zeroshot as zeroshot
     from .analysis.measures import classification as classification
     from .analysis.probes import altered as altered
     from .analysis.relevance import leave_one_out as leave_one_out
@@ -29,8 +39,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run the code
     from .datasets.labelled import LabelledImages as LabelledImages
     from .datasets.labelled import load_labelled as load_labelled
     from .datasets.load import load_dataset as load_dataset
-    from .encoders import EncoderError as EncoderError
     from .interop.open_clip import as_open_clip as as_open_clip
+    from .interop.pretrained import EncoderError as EncoderError
     from .loss import contrastive_loss as contrastive_loss
     from .metrics import bootstrap as bootstrap
     from .metrics import chance as chance
@@ -60,7 +70,6 @@ _HOMES = {
     "datasets.images": ("DataError", "image_files", "load_image"),
     "datasets.labelled": ("LabelledImages", "load_labelled"),
     "datasets.load": ("load_dataset",),
-    "encoders": ("EncoderError",),
     "model": ("CheckpointError", "MiniCLIP", "load"),
     "loss": ("contrastive_loss",),
     "metrics": (
@@ -74,23 +83,26 @@ _HOMES = {
     "analysis.probes": ("altered",),
     "analysis.relevance": ("leave_one_out", "randomised", "relevance_map", "word_relevance"),
     "interop.open_clip": ("as_open_clip",),
+    "interop.pretrained": ("EncoderError",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = (*(module for module in _HOMES if "." not in module), "features")
+_MODULES = (*(module for module in _HOMES if "." not in module), "encoders", "features")
 
 __all__ = sorted(_HOME_OF)
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name, or a module of the core, when it is first used."""
-    if name in _HOME_OF:
-        value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
-    elif name in _MODULES:
-        value = import_module(f".{name}", __name__)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker reads the imports above instead, and knows wrong names
+
+    def __getattr__(name: str) -> Any:
+        """Load a public name, or a module of the core, when it is first used."""
+        if name in _HOME_OF:
+            value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+        elif name in _MODULES:
+            value = import_module(f".{name}", __name__)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

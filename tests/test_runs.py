@@ -153,5 +153,5 @@ def test_what_a_run_learned_from_stands_in_its_card(pairs, tmp_path):
     assert run.model.facts["trained_on"] == {"name": "pairs", "images": 64, "captions": 64}
     (result,) = run.model.facts["results"]
     best = run.history["dev_mean_recall"].max()
-    assert result["metrics"]["dev_mean_recall"] == pytest.approx(best)
+    assert result["metrics"]["mean recall"] == pytest.approx(best)
     assert f"{100 * best:.1f}" in (tmp_path / "README.md").read_text()

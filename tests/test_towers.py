@@ -15,9 +15,10 @@ from tower_files import hub_snapshot, write_tokenizer, write_vocabulary
 from transformers import BertConfig, BertForPreTraining, DistilBertConfig, DistilBertForMaskedLM
 
 import minicliplib as mc
-from minicliplib.encoders import IMAGE_ENCODERS, TEXT_ENCODERS, Encoder, ImageEncoder, TextEncoder
+from minicliplib.encoders import Encoder, ImageEncoder, TextEncoder
 from minicliplib.features import Features
 from minicliplib.interop import pretrained
+from minicliplib.interop.pretrained import IMAGE_ENCODERS, TEXT_ENCODERS
 from minicliplib.training import Trainer
 
 TEXTS = [

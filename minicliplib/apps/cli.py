@@ -542,7 +542,7 @@ def _readable_files(folder: str) -> "list[Path | Image]":
     paths = image_files(folder)
     no_captions: list[list[str]] = [[] for _ in paths]
     data = CaptionedImages("folder", "all", list(paths), no_captions)
-    return without_unreadable(data).images
+    return list(without_unreadable(data).images)
 
 
 def _report_faults(faults: list[str]) -> None:

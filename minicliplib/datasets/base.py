@@ -20,7 +20,7 @@ class CaptionedImages:
 
     name: str
     split: str
-    images: list[Path | Image.Image]  # files, or images already in memory
+    images: Sequence[Path | Image.Image]  # files, or images already in memory
     captions: list[list[str]]
 
     def __len__(self) -> int:

@@ -67,7 +67,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """Return a copy in RGB, upright, on white."""
     # A TIFF is turned upright by loading it, and has no orientation afterwards.
     image.load()
-    turn = UPRIGHT.get(image.getexif().get(ORIENTATION))
+    turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))  # 1 is upright
     if turn is not None:
         image = image.transpose(turn)
 

@@ -23,7 +23,7 @@ class LabelledImages:
     """Images that show one class each: ``images[i]`` shows ``classes[labels[i]]``."""
 
     name: str
-    images: list[Path | Image.Image]
+    images: Sequence[Path | Image.Image]
     labels: np.ndarray  # (N,) int64
     classes: list[str]  # as the dataset spells them
 

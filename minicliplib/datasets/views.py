@@ -52,8 +52,8 @@ def random_crop(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     aspect = np.exp(rng.uniform(np.log(0.8), np.log(1.25)))
     w = min(width, round(width * (area * aspect) ** 0.5))
     h = min(height, round(height * (area / aspect) ** 0.5))
-    x = rng.integers(width - w + 1)
-    y = rng.integers(height - h + 1)
+    x = int(rng.integers(width - w + 1))
+    y = int(rng.integers(height - h + 1))
     window = picture.crop((x, y, x + w, y + h))
     return ImageOps.mirror(window) if rng.random() < 0.5 else window
 

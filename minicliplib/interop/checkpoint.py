@@ -58,7 +58,7 @@ def read_checkpoint(name: str) -> tuple[Config, State, Facts]:
             f"{folder} has checkpoint format {version}, but this version of minicliplib reads "
             f"format {FORMAT}: install the version that wrote it, or train again."
         )
-    return config, tensors, record.get("facts", {})
+    return config, tensors, record.get("facts") or {}
 
 
 def _folder_of(name: str) -> Path:

@@ -136,7 +136,8 @@ def _stages(trainable: int) -> str:
         return "All of its stages are frozen."
     if trainable == -1:
         return "All of its stages were trained."
-    return f"Its last {trainable} stages were trained, the others are frozen."
+    stages = "stage was" if trainable == 1 else f"{trainable} stages were"
+    return f"Its last {stages} trained, the others are frozen."
 
 
 def _research_only(data: dict[str, Any]) -> bool:

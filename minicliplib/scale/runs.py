@@ -94,7 +94,11 @@ def is_finished(history: History, config: Config) -> bool:
 
 def save_best(model: MiniCLIP, folder: Path, row: dict[str, Any], data: "Splits") -> None:
     """Save the model as the run's best one, with its dev recalls for the model card."""
-    recalls = {name: value for name, value in row.items() if name.startswith("dev_")}
+    recalls = {}
+    for name, value in row.items():
+        if name.startswith("dev_"):
+            label = name.removeprefix("dev_").replace("_", " ")
+            recalls[label.replace("i2t", "image → text").replace("t2i", "text → image")] = value
     place = {"dataset": data.dev.name, "split": data.dev.split}
     result = place | sizes(data.dev) | {"metrics": recalls}
     trained_on = {"name": data.train.name} | sizes(data.train)

@@ -5,7 +5,7 @@ from torch import nn
 
 from ..encoders import TextEncoder
 from ..interop.checkpoint import read_checkpoint
-from ..model import PRECISIONS, MiniCLIP, ProjectionHead, best_device, fingerprint_of
+from ..model import MiniCLIP, ProjectionHead, best_device, fingerprint_of, precision_of
 
 
 class TextSide(nn.Module):
@@ -24,7 +24,7 @@ class TextSide(nn.Module):
         self.identity = fingerprint_of(config, state)
         encoders = config.encoders
         self.text_encoder = TextEncoder(encoders.text, encoders.text_trainable, encoders.max_tokens)
-        self.text_encoder.precision = PRECISIONS.get(encoders.precision)
+        self.text_encoder.precision = precision_of(encoders.precision)
         self.text_head = ProjectionHead(self.text_encoder.dim, config.heads)
         self.dim = config.heads.dim
         own = {name: tensor for name, tensor in state.items() if name.startswith("text_")}

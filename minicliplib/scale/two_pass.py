@@ -1,6 +1,6 @@
 """Gradients of a batch that is larger than memory, in two passes (GradCache, Gao et al. 2021)."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -97,4 +97,4 @@ def _average_gradients(model: MiniCLIP, accelerator: Accelerator) -> None:
     """Average the gradients over the processes, as DistributedDataParallel does."""
     for parameter in model.parameters():
         if parameter.grad is not None:
-            parameter.grad = accelerator.reduce(parameter.grad, "mean")
+            parameter.grad = cast(Tensor, accelerator.reduce(parameter.grad, "mean"))

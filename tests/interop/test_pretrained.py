@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from transformers.utils import logging
 
 import minicliplib as mc
-from minicliplib.encoders import EncoderError, ImageEncoder, TextEncoder
+from minicliplib.encoders import ImageEncoder, TextEncoder
+from minicliplib.interop.pretrained import EncoderError
 
 TEXTS = ["A dog.", "Two brown dogs run along a sunny beach, and a child looks on."]
 
