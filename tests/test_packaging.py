@@ -289,6 +289,9 @@ def test_type_checkers_see_the_public_names():
 
     seen = set()
     for node in block.body:
+        if node.module is None:  # a module of the core
+            assert getattr(mc, node.names[0].name).__name__ == f"minicliplib.{node.names[0].name}"
+            continue
         module = import_module(f"minicliplib.{node.module}")
         for alias in node.names:
             assert alias.asname == alias.name  # which marks it as public
