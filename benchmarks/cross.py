@@ -58,7 +58,7 @@ def gain_on_dev(before: mc.MiniCLIP, after: mc.MiniCLIP) -> dict[str, float | li
     """Return how much mean recall on Flickr8k's dev split one model gains over another."""
     data = mc.load_dataset("flickr8k", "dev")
     gains = recall_of_images(after, data) - recall_of_images(before, data)
-    return {"mean": gains.mean(), "interval": bootstrap_mean(gains)}
+    return {"mean": float(gains.mean()), "interval": bootstrap_mean(gains)}
 
 
 def recall_of_images(model: mc.MiniCLIP, data: mc.CaptionedImages) -> np.ndarray:

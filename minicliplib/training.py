@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,16 +33,22 @@ from .datasets.load import load_dataset
 from .features import Features
 from .loss import contrastive_loss
 from .model import MiniCLIP, load
-from .paths import show_bars
+from .paths import short_hash, show_bars
 
 OnEpoch = Callable[[pd.DataFrame], None]
 
 
-class Splits(NamedTuple):
+@dataclass(frozen=True)
+class Splits:
     """The data of a run: what it learns from, and what chooses its best epoch."""
 
     train: CaptionedImages
     dev: CaptionedImages
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Eight hex digits that tell these data from others, as they were when first asked."""
+        return short_hash(self.train.fingerprint(), self.dev.fingerprint(), digits=8)
 
 
 @dataclass

@@ -21,7 +21,7 @@ FEATURE_CODE = (
 # The modules that decide what a run learns, features included.
 TRAINING_CODE = (
     *FEATURE_CODE,
-    *("config", "model", "loss", "metrics", "training"),
+    *("config", "model", "loss", "metrics", "training", "analysis/measures"),
     *("scale/averaging", "scale/processes", "scale/runs", "scale/soup", "scale/two_pass"),
 )
 LIBRARIES = ("torch", "timm", "transformers", "tokenizers", "pillow", "numpy")

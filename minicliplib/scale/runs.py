@@ -24,7 +24,7 @@ from ..config import Config
 from ..datasets.base import CaptionedImages, without_unreadable
 from ..loss import contrastive_loss
 from ..model import MiniCLIP, best_device
-from ..paths import data_root, short_hash, write_atomically
+from ..paths import data_root, write_atomically
 
 if TYPE_CHECKING:
     from ..training import Splits, Trainer
@@ -36,14 +36,9 @@ History = list[dict[str, Any]]
 # ---- the folder ---------------------------------------------------------------------------------
 
 
-def data_fingerprint(data: "Splits") -> str:
-    """Return eight hex digits that tell the data of a run from others."""
-    return short_hash(data.train.fingerprint(), data.dev.fingerprint(), digits=8)
-
-
 def run_folder(config: Config, data: "Splits") -> Path:
     """Return where a run lies: ``data_root()/runs/<dataset>-<digest of config>-<of data>``."""
-    name = f"{data.train.name}-{config.digest()}-{data_fingerprint(data)}"
+    name = f"{data.train.name}-{config.digest()}-{data.fingerprint}"
     return data_root() / "runs" / name
 
 
@@ -71,7 +66,7 @@ def read_history(folder: Path, config: Config, data: "Splits") -> History:
     record = safe_open(folder / STATE, "pt").metadata()
     if record.get("config") != config.digest():
         raise ValueError(f"{folder} holds a run of another config or version: {advice}")
-    if record.get("data") != data_fingerprint(data):
+    if record.get("data") != data.fingerprint:
         raise ValueError(f"{folder} holds a run of this config on other data: {advice}")
     return json.loads(record["history"])
 
@@ -124,7 +119,7 @@ def save_state(trainer: "Trainer", folder: Path, history: History, data: "Splits
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     record = {
         "config": trainer.config.digest(),
-        "data": data_fingerprint(data),
+        "data": data.fingerprint,
         "history": json.dumps(history),
     }
     write_atomically(folder / STATE, lambda part: save_file(tensors, part, metadata=record))
