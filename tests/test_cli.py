@@ -302,7 +302,7 @@ def test_classify_refuses_bad_input_in_one_line(photos, capsys):
 
 
 def test_download_from_a_folder(tmp_path, capsys):
-    """What a whole copy looks like is tested in datasets/test_download.py; here, that the options arrive."""
+    """The options arrive; ``datasets/test_download.py`` tests whole copies."""
     with zipfile.ZipFile(tmp_path / "Flickr8k_Dataset.zip", "w") as file:
         file.writestr("Flicker8k_Dataset/a.jpg", b"")
     target = tmp_path / "here"
