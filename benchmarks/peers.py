@@ -85,7 +85,7 @@ PEER_LIBRARIES = ("open-clip-torch", "torchvision", "accelerate", "safetensors")
 
 
 @dataclass(frozen=True)
-class Session:
+class TrainingRun:
     """One training of one contender, in a process of its own."""
 
     name: str
@@ -125,7 +125,7 @@ def train_with_best_rate(
     common = {"name": name, "threads": options.threads, "limit": options.limit}
     dev = {}
     for lr in PEERS.get(name, ()):
-        trial = Session(**common, minutes=options.minutes / 6, marks=1, split="dev", lr=lr)
+        trial = TrainingRun(**common, minutes=options.minutes / 6, marks=1, split="dev", lr=lr)
         dev[lr] = apart(trial, folder, made_from)["curve"][-1]["mean_recall"]
     best = max(dev, key=lambda lr: dev[lr], default=None)
 
@@ -135,12 +135,12 @@ def train_with_best_rate(
     else:
         minutes = options.minutes
         marks = 4
-    session = Session(**common, minutes=minutes, marks=marks, split="test", lr=best)
-    return apart(session, folder, made_from) | {"dev_mean_recall_by_learning_rate": dev}
+    run = TrainingRun(**common, minutes=minutes, marks=marks, split="test", lr=best)
+    return apart(run, folder, made_from) | {"dev_mean_recall_by_learning_rate": dev}
 
 
 def all_inputs(limit: int | None) -> str:
-    """Return a hash of what a measurement comes from, beside the settings of its session.
+    """Return a hash of what a measurement comes from, beside the settings of its run.
 
     That is our code and this benchmark's, the versions of the libraries, and the data.
     """
@@ -150,13 +150,13 @@ def all_inputs(limit: int | None) -> str:
     return short_hash(code_version(), own_source, *libraries, *data)
 
 
-def apart(session: Session, folder: str, made_from: str) -> dict[str, Any]:
-    """Run a session in a process of its own, and keep what it gave, or return what was kept."""
-    settings = "-".join(map(str, astuple(session)))
+def apart(run: TrainingRun, folder: str, made_from: str) -> dict[str, Any]:
+    """Train in a process of its own, and keep what it gave, or return what was kept."""
+    settings = "-".join(map(str, astuple(run)))
     kept = data_root() / "peers" / f"{settings}-{made_from}.json"
     if not kept.exists():
-        arguments = [__file__, "session", "--session", json.dumps(asdict(session))]
-        given = last_line([*arguments, "--folder", folder], session.threads)
+        arguments = [__file__, "run", "--settings", json.dumps(asdict(run))]
+        given = last_line([*arguments, "--folder", folder], run.threads)
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(kept, lambda part: part.write_text(given))
     return json.loads(kept.read_text())
@@ -181,31 +181,31 @@ def last_line(arguments: list[str], threads: int) -> str:
     return result.stdout.splitlines()[-1]
 
 
-def contend(session: Session, folder: str) -> dict[str, Any]:
+def contend(run: TrainingRun, folder: str) -> dict[str, Any]:
     """Train one contender in this process; return its curve, its speed and its peak memory."""
     torch.manual_seed(0)
-    train = flickr8k("train", session.limit)
-    dev = flickr8k("dev", session.limit)
-    measured_on = flickr8k(session.split, session.limit)
+    train = flickr8k("train", run.limit)
+    dev = flickr8k("dev", run.limit)
+    measured_on = flickr8k(run.split, run.limit)
 
     # With locked towers training ends long before the time is up: measure more often.
-    marks = 3 * session.marks if session.name == "locked" else session.marks
-    watch = Stopwatch(session.minutes, marks, measured_on)
+    marks = 3 * run.marks if run.name == "locked" else run.marks
+    watch = Stopwatch(run.minutes, marks, measured_on)
 
     changes: dict[str, Any] = {}
-    if session.name in OURS:
-        changes = dict(OURS[session.name])
-        changes["train.epochs"] = affordable(train, dev, session.minutes, changes)
+    if run.name in OURS:
+        changes = dict(OURS[run.name])
+        changes["train.epochs"] = affordable(train, dev, run.minutes, changes)
         mini_clip(train, dev, changes, watch)
     else:
-        assert session.lr is not None, "a peer trains with a learning rate"
-        train_peer = {"hugging_face": hugging_face, "open_clip": open_clip}[session.name]
-        train_peer(train, folder, session.lr, watch)
+        assert run.lr is not None, "a peer trains with a learning rate"
+        train_peer = {"hugging_face": hugging_face, "open_clip": open_clip}[run.name]
+        train_peer(train, folder, run.lr, watch)
     return {
         "curve": watch.curve,
         "images_per_second": watch.images / (60 * watch.curve[-1]["minutes"]),
         "peak_gib": peak_gib(),
-        "learning_rate": session.lr,
+        "learning_rate": run.lr,
         "changes": changes,
     }
 
@@ -631,7 +631,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = ("training", "evaluation", "session")  # a session is what training starts
+    parts = ("training", "evaluation", "run")  # training starts a run for each contender
     parser.add_argument(
         "part", nargs="?", default="training", choices=parts, metavar="training|evaluation"
     )
@@ -640,11 +640,11 @@ def main() -> None:
     parser.add_argument(
         "--limit", type=int, help="use only the first so many images of each split: for a quick try"
     )
-    parser.add_argument("--session", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--settings", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.part == "session":
-        print(json.dumps(contend(Session(**options.session), options.folder)))
+    if options.part == "run":
+        print(json.dumps(contend(TrainingRun(**options.settings), options.folder)))
     elif options.part == "training":
         training(options)
     else:
