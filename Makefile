@@ -1,4 +1,4 @@
-# Thin names over one-line commands; README.md has the plain equivalents.
+# Thin names over one-line commands; CONTRIBUTING.md has the plain equivalents.
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -42,7 +42,7 @@ screenshots: $(VENV)/.installed ## photograph the demo into figures/demo (needs 
 bench: $(VENV)/.installed      ## print the measured speeds, costs and scores
 	$(BIN)/python benchmarks/bench.py
 
-bench-towers: $(VENV)/.installed ## measure every tower on this machine, for the README's table
+bench-towers: $(VENV)/.installed ## measure every tower on this machine, for the table in RESULTS.md
 	$(BIN)/python benchmarks/towers.py
 
 bench-scale: $(VENV)/.installed ## measure search and memory at scale (FAISS too, with the extra "bench")

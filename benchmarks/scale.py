@@ -192,7 +192,7 @@ def batch(size: int, chunk: int) -> dict[str, Any]:
 
     before = memory("VmRSS")
     if chunk:
-        two_pass_backward(config, model, image, text, mask, image_of_caption)
+        two_pass_backward(config, model, (image, text, mask), image_of_caption)
     else:
         image_vectors, text_vectors, scale = model(image, text, mask)
         loss = mc.contrastive_loss(

@@ -1,7 +1,8 @@
 """Settings: one frozen tree that makes a run, and is saved with every checkpoint and result.
 
-A config is pure: it reads no file and does not know in which folder you stand. What the data hold
-is no setting; ``CaptionedImages.fingerprint`` tells one set of images and captions from another.
+A config is pure: it reads no file and does not know in which folder you are. The content of the
+data is not a setting; ``CaptionedImages.fingerprint`` tells one set of images and captions from
+another.
 """
 
 import hashlib
@@ -92,7 +93,7 @@ class TrainConfig:
     patience: int = 10  # epochs without a better dev recall before training stops
 
 
-# Settings that lay elsewhere in checkpoints and results of version 0.1.
+# Settings that had another name in checkpoints and results of version 0.1.
 MOVED = {
     "encoders.looks": "inference.tta_views",
     "loss.captions_per_image": "train.captions_per_image",
@@ -149,8 +150,9 @@ class Config:
         part_name, _, name = dotted.rpartition(".")
         part = getattr(self, part_name) if part_name else self
         kind = type(part).__annotations__[name]
-        accepted = kind | int if kind is float else kind  # a whole number will do for a float
-        if not isinstance(value, accepted):
+        if kind is float and type(value) is int:
+            value = float(value)  # 1 and 1.0 are one setting, and have one digest
+        if not isinstance(value, kind):
             raise ValueError(f"{dotted} takes {getattr(kind, '__name__', kind)}, not {value!r}.")
 
         changed = replace(part, **{name: value})
@@ -174,6 +176,7 @@ class Config:
     @property
     def epoch_seed(self) -> int:
         """Seed of an epoch's random draws; ``seed`` alone decides where training starts."""
+        # The factor only keeps runs of other seeds and shuffles apart.
         return self.seed + 7919 * self.train.shuffle
 
     def digest(self) -> str:

@@ -33,8 +33,8 @@ class Encoder(nn.Module):
     is ``dim`` wide.
     """
 
-    model: Any  # of timm or transformers
-    # Of autocast while the stages run; what they return is float32 in any case.
+    model: Any  # a model of timm or transformers
+    # The type in which autocast runs the stages, or None. They always return float32.
     precision: torch.dtype | None = None
 
     def __init__(self, model: nn.Module, stages: list["Stage"], dim: int, trainable: int):
@@ -83,7 +83,8 @@ class Encoder(nn.Module):
         self, x: Tensor, mask: Tensor | None = None, start: int = 0, stop: int | None = None
     ) -> Tensor:
         """Run stages ``start`` to ``stop``: input (B, ...) or hidden state -> hidden state."""
-        with torch.autocast(x.device.type, self.precision) if self.precision else nullcontext():
+        autocast = torch.autocast(x.device.type, self.precision) if self.precision else None
+        with autocast or nullcontext():
             for _, steps in self.stages[start:stop]:
                 for step in steps:
                     x = self._step(step, x, mask)
@@ -91,9 +92,10 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def trunk(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Run the frozen stages, without a gradient: input (B, ...) -> hidden state, worth caching.
+        """Run the frozen stages, without a gradient: input (B, ...) -> hidden state.
 
-        In a locked tower all stages are frozen, so the trunk pools as well: (B, dim).
+        This hidden state is what we cache. In a locked tower all stages are frozen, so the trunk
+        pools as well: (B, dim).
         """
         hidden = self.run(x, mask, stop=self.frozen)
         return self.pool(hidden, mask) if self.locked else hidden
@@ -117,7 +119,7 @@ class Encoder(nn.Module):
 
 
 class ImageEncoder(Encoder):
-    """A timm model as stages: a stem, one per residual or transformer block, a last norm or 1x1."""
+    """A timm model as stages: a stem, one per residual or transformer block, a final layer."""
 
     mean: Tensor
     std: Tensor
@@ -164,8 +166,15 @@ class ImageEncoder(Encoder):
         return pixels.to(self.mean.device).float().div_(255).sub_(self.mean).div_(self.std)
 
     def square(self, image: ImageLike, view: int = 0, seed: int = 0) -> Image.Image:
-        """Decode and resize: one image in its view -> an RGB picture of size x size."""
+        """Decode and resize: one image in its view -> an RGB image of size x size."""
         return square_view(image, self.size, view, seed)
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse a text without a word."""
+    for i, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"Text {i} is empty: each text needs at least one word.")
 
 
 class TextEncoder(Encoder):
@@ -234,9 +243,7 @@ class TextEncoder(Encoder):
         With ``padding=True`` T is the longest of these texts, with ``"max_length"`` it is always
         ``max_tokens``.
         """
-        for i, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"Text {i} is empty: each text needs at least one word.")
+        check_texts(texts)
         batch = self.tokenizer(
             list(texts),
             padding=padding,

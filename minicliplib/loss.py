@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch import distributed as dist
 
+from .config import LossConfig
+
 
 def infonce(image: Tensor, text: Tensor, scale: Tensor, image_of_caption: Tensor) -> Tensor:
     """Symmetric InfoNCE (CLIP, figure 3): cross-entropy over rows and over columns, averaged.
@@ -22,7 +24,9 @@ def infonce(image: Tensor, text: Tensor, scale: Tensor, image_of_caption: Tensor
             "InfoNCE takes one caption for each image: for more, use multi_positive or sigmoid."
         )
     logits = scale * image @ text.T  # (B, B)
-    targets = torch.arange(len(logits), device=logits.device)
+    targets = image_of_caption
+    if not torch.equal(targets, torch.arange(len(logits), device=logits.device)):
+        raise ValueError("InfoNCE takes the captions in the order of their images.")
     image_to_text = F.cross_entropy(logits, targets)
     text_to_image = F.cross_entropy(logits.T, targets)
     return (image_to_text + text_to_image) / 2
@@ -86,7 +90,7 @@ LOSSES = {
 def soft_targets(
     image: Tensor, text: Tensor, scale: Tensor, image_of_caption: Tensor, likeness: Tensor
 ) -> Tensor:
-    """Cross-entropy both ways against targets spread over all that is alike.
+    """Cross-entropy in both directions, with targets spread over all captions that are similar.
 
     ``likeness`` (M, M) holds logits of how alike the captions are; an image stands for the mean
     over its captions. So for a photo of a running dog, the caption of another running dog is less
@@ -117,7 +121,7 @@ def contrastive_loss(
 
     Raises:
         ValueError: the name is unknown, sizes disagree, or there are captions of fewer than two
-            images, so that nothing is wrong to choose.
+            images, so that there is no wrong answer, or ``soft`` lacks its ``teacher_text``.
 
     """
     if name not in LOSSES:
@@ -125,9 +129,13 @@ def contrastive_loss(
     if image_of_caption is None:
         image_of_caption = torch.arange(len(image), device=image.device)
     if len(text) != len(image_of_caption):
+        named = len(image_of_caption)
         raise ValueError(
-            f"{len(text)} captions do not match {len(image)} images: say which belongs to which."
+            f"There are {len(text)} captions, but image_of_caption says of {named} to which image "
+            "they belong."
         )
+    if soft and teacher_text is None:
+        raise ValueError("Soft targets need teacher_text, the teacher's vectors of the captions.")
     if dist.is_available() and dist.is_initialized():
         from .scale.processes import gather_with_gradient
 
@@ -143,6 +151,26 @@ def contrastive_loss(
     likeness = teacher_text @ teacher_text.T / soft_temperature
     softened = soft_targets(image, text, scale, image_of_caption, likeness)
     return (1 - soft) * loss + soft * softened
+
+
+def config_loss(
+    settings: LossConfig,
+    vectors: tuple[Tensor, Tensor, Tensor],
+    image_of_caption: Tensor,
+    teacher_text: Tensor | None = None,
+) -> Tensor:
+    """Compute the loss of these settings from what a model returns: images, texts, the scale."""
+    image, text, scale = vectors
+    return contrastive_loss(
+        settings.name,
+        image,
+        text,
+        scale,
+        image_of_caption,
+        teacher_text,
+        settings.soft,
+        settings.soft_temperature,
+    )
 
 
 def _matches(image: Tensor, image_of_caption: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .config import Config, HeadConfig
 from .datasets.views import prefetch
-from .encoders import ImageEncoder, ImageLike, TextEncoder
+from .encoders import ImageEncoder, ImageLike, TextEncoder, check_texts
 from .paths import show_bars
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -169,6 +169,7 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
     ) -> Tensor:
         """Embed n texts: (n, E) float32, unit length; an empty text is a ``ValueError``."""
         texts = [texts] if isinstance(texts, str) else list(texts)
+        check_texts(texts)
         vectors = torch.empty(len(texts), self.dim, device=self.device)
         # Texts of like length run together, which saves padding.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -206,7 +207,7 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         return fingerprint_of(self.config, self.learned_state())
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> Path:
-        """Write the checkpoint and its model card; a kill never leaves half a file."""
+        """Write the checkpoint and its model card; an interruption never leaves half a file."""
         from .interop.checkpoint import write_checkpoint
 
         tensors = {name: tensor.to(dtype) for name, tensor in self.learned_state().items()}
@@ -290,7 +291,7 @@ def load(name: str | Path, device: str | torch.device | None = None) -> MiniCLIP
     """
     from .interop.checkpoint import read_checkpoint
 
-    config, tensors, facts = read_checkpoint(str(name))
+    config, tensors, facts = read_checkpoint(name)
     model = MiniCLIP(config)
     model.load_learned_state(tensors)
     model.facts = facts

@@ -180,16 +180,19 @@ def merge_block(
 
 
 def new_images(images: Any, names: Any, known: list[Any]) -> dict[Any, ImageLike]:
-    """Return by name the images whose names are not ``known``, each once."""
+    """Return by name the images whose names are not ``known``, each once.
+
+    Without names an image goes by its path, or by its row if it has none: "image 17".
+    """
     images = _as_list(images)
-    given = images if names is None else _as_list(names)
+    given = [None] * len(images) if names is None else _as_list(names)
     _check_lengths("images", images, given)
     taken = set(known)
     new: dict[Any, ImageLike] = {}
     for image, name in zip(images, given, strict=True):
-        if isinstance(name, Image.Image):
+        if name is None and isinstance(image, Image.Image):
             name = f"image {len(known) + len(new)}"
-        elif name is image:
+        elif name is None:
             name = Path(image)
         if name not in taken:
             new.setdefault(name, image)
@@ -226,6 +229,8 @@ def check_kind(kind: str) -> None:
 
 def check_k(k: int, kind: str, size: int) -> None:
     """Refuse to search for nothing, and for more than there is."""
+    if size == 0:
+        raise ValueError(f"The index holds no {kind} yet.")
     if not 1 <= k <= size:
         raise ValueError(f"k must be from 1 to {size}, the number of {kind} in the index, not {k}.")
 

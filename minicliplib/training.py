@@ -7,15 +7,14 @@ trainable stages and the heads, since the frozen stages' outputs are cached.
 A run is a folder with ``config.json``, ``model.safetensors`` and a model card (the best epoch by
 dev mean recall), ``history.csv``, and ``state.safetensors`` (the last epoch, to resume from). All
 random draws of an epoch follow from the seed, ``train.shuffle`` and the epoch's number, so a
-resumed run ends like an unbroken one.
+resumed run ends like an unbroken one (but for fp16, whose scaling of gradients starts anew).
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,27 +27,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .config import Config, set_seed
-from .datasets.base import CaptionedImages
-from .datasets.load import load_dataset
+from .datasets.base import CaptionedImages, Splits
 from .features import Features
-from .loss import contrastive_loss
+from .loss import config_loss
 from .model import MiniCLIP, load
-from .paths import short_hash, show_bars
+from .paths import show_bars
 
 OnEpoch = Callable[[pd.DataFrame], None]
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The data of a run: what it learns from, and what chooses its best epoch."""
-
-    train: CaptionedImages
-    dev: CaptionedImages
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Eight hex digits that tell these data from others, as they were when first asked."""
-        return short_hash(self.train.fingerprint(), self.dev.fingerprint(), digits=8)
 
 
 @dataclass
@@ -72,14 +57,15 @@ def fit(
     """Train a Mini-CLIP, and keep the epoch with the best dev mean recall.
 
     A run that was cut off goes on, a finished one is loaded. A run is known by its config *and*
-    its data: other images or captions are another run. Of two calls for one run the second waits
-    for the first.
+    its data: other images or captions are another run. If two calls want the same run, the second
+    one waits.
 
     Args:
         config: all settings.
         folder: where the run lies (default: :func:`run_folder`).
         train: pairs to learn from (default: the config's dataset, split "train").
-        dev: pairs to choose the epoch on (default: split "dev"); never the test split.
+        dev: pairs to choose the epoch on (default: that dataset's split "dev"); never the test
+            split.
         cache: run the frozen stages once instead of in every step.
         progress: show progress bars.
         on_epoch: called with the history after each epoch, for example to redraw curves.
@@ -90,9 +76,9 @@ def fit(
     """
     from .scale import memory, runs
 
-    memory.keep_freed_memory()
-    train = train or load_dataset(split="train", **asdict(config.data))
-    dev = dev or load_dataset(split="dev", **asdict(config.data))
+    memory.keep_freed_memory()  # which halves the time of a step on a CPU
+    train = runs.load_split(config, "train") if train is None else train
+    dev = runs.load_split(config, "dev") if dev is None else dev
     data = Splits(train, dev)
     folder = Path(folder or runs.run_folder(config, data))
     with runs.own_folder(folder):
@@ -121,10 +107,10 @@ def train_run(
 
     # Prepare the model, the features of both splits, and the optimiser.
     accelerator = runs.start_accelerator(config)
-    main = accelerator.is_main_process
-    progress = progress and main
-    readable = runs.leave_out_unreadable(data)
-    runs.check_settings(config, readable.train, accelerator)
+    is_main = accelerator.is_main_process
+    progress = progress and is_main
+    runs.check_settings(config, data, accelerator)
+    readable = runs.leave_out_unreadable(data)  # the run's name is that of the data as given
     set_seed(config.seed)
     model = MiniCLIP(config).to(accelerator.device)
     features = Features(model, readable.train, config.features.views, cache, progress)
@@ -137,26 +123,28 @@ def train_run(
         steps = config.train.epochs * trainer.steps_per_epoch
         with tqdm(total=steps, initial=trainer.steps_done, disable=not show_bars(progress)) as bar:
             while not runs.is_finished(history, config):
-                # Learn from every image once.
+                # Go once through the images.
                 row = trainer.train_epoch(len(history), bar)
 
                 # Measure on dev, and keep the weights if they are the best so far.
                 average = trainer.average
-                with average.put_into(model) if average else nullcontext():
-                    if main:
+                dev_weights = average.put_into(model) if average else nullcontext()
+                with dev_weights:
+                    if is_main:
                         row |= dev_recalls(model, dev_features)
-                    [row] = broadcast_object_list([row])  # all processes stop at the same epoch
+                    row = broadcast_object_list([row])[0]  # all processes stop at the same epoch
                     history.append(row)
-                    if main and runs.best_epoch(history) == len(history) - 1:
+                    if is_main and runs.best_row(history) == len(history) - 1:
                         runs.save_best(model, folder, row, readable)
 
                 # Save all that the next epoch needs.
-                if main:
+                if is_main:
                     runs.save_state(trainer, folder, history, data)
                 if on_epoch:
                     on_epoch(pd.DataFrame(history))
     except KeyboardInterrupt:
-        print(f"Stopped after epoch {len(history)}. The same call goes on from there: {folder}")
+        if is_main:
+            print(f"Stopped after epoch {len(history)}. The same call goes on: {folder}")
         raise
     accelerator.wait_for_everyone()  # the main process may still be writing
     return Run(load(folder, accelerator.device), folder, pd.DataFrame(history))
@@ -175,7 +163,8 @@ class Trainer:
         self.steps_per_epoch = len(features.data) // config.train.batch_size
         self.steps_done = 0
         optimiser = torch.optim.AdamW(parameter_groups(config, model), betas=(0.9, 0.98))
-        self.wrapped, self.optimiser = accelerator.prepare(model, optimiser)
+        # The model itself, or, where several processes train, what keeps theirs alike.
+        self.parallel_model, self.optimiser = accelerator.prepare(model, optimiser)
         # Vectors of the captions by the text tower as it is before training, for soft targets.
         self.teacher_text = features.teacher_text() if config.loss.soft else None
         self.average = None
@@ -185,15 +174,16 @@ class Trainer:
             self.average = WeightAverage(model, config.train.average)
 
     def train_epoch(self, epoch: int, bar: tqdm | None = None) -> dict[str, Any]:
-        """Learn from every image once; return the epoch's row of history.
+        """Go once through the images; return the epoch's row of history.
 
-        ``seconds`` counts training only. ``log_batch`` is the loss of a model that has learned
-        nothing.
+        ``seconds`` counts training only. ``log_batch`` is ln(B), the InfoNCE loss of a model that
+        has learned nothing.
         """
         from .scale.memory import peak_gib
 
         config = self.config
         process = self.accelerator.process_index
+        # The factors only keep the seeds of epochs and processes apart.
         rng = np.random.default_rng([config.epoch_seed, epoch, 1])  # crops and hidden words
         torch.manual_seed(config.epoch_seed * 100_003 + epoch + 1009 * process)  # dropout
         started = time.perf_counter()
@@ -205,19 +195,19 @@ class Trainer:
             text, mask = self.features.text_batch(batch.caption_rows)
             image = self.features.image_batch(batch.image_rows, batch.views)
             image, mask = augment(config, image, mask, rng)
-            targets = self._targets(batch)
+            image_of_caption, teacher_text = self._targets(batch)
 
             # Forward to two sets of unit vectors and their loss, and backward to the gradients.
             self.optimiser.zero_grad()
             if config.train.chunk_size:
                 from .scale.two_pass import two_pass_backward
 
-                loss = two_pass_backward(
-                    config, self.model, image, text, mask, *targets, self.accelerator
-                )
+                hidden = (image, text, mask)
+                targets = (image_of_caption, teacher_text)
+                loss = two_pass_backward(config, self.model, hidden, *targets, self.accelerator)
             else:
-                image_vectors, text_vectors, scale = self.wrapped(image, text, mask)
-                loss = batch_loss(config, image_vectors, text_vectors, scale, *targets)
+                vectors = self.parallel_model(image, text, mask)  # of images and texts; the scale
+                loss = config_loss(config.loss, vectors, image_of_caption, teacher_text)
                 self.accelerator.backward(loss)  # loss.backward(), on one or several processes
 
             # Update the parameters.
@@ -283,7 +273,7 @@ class Batch(NamedTuple):
 def epoch_batches(config: Config, features: Features, epoch: int) -> Iterator[Batch]:
     """Yield an epoch's batches, each image once, with captions of its own drawn at random.
 
-    The last, smaller batch is left out: its loss would be measured against another ln(B).
+    We leave out the last batch if it is smaller, because a smaller batch has a smaller loss.
     """
     rng = np.random.default_rng([config.epoch_seed, epoch])
     size = config.train.batch_size
@@ -304,7 +294,11 @@ def epoch_batches(config: Config, features: Features, epoch: int) -> Iterator[Ba
 def augment(
     config: Config, image: Tensor, mask: Tensor, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Vary cached states: a random window of a map (B, C, H, W), and hidden words (B, T)."""
+    """Vary cached states: cut maps (B, C, H, W) and hide words (B, T).
+
+    A map is cut to a random window, and mirrored half of the time. A state that is not a map stays
+    as it is.
+    """
     share = config.train.map_crop
     if share < 1 and image.ndim == 4:
         height, width = image.shape[-2:]
@@ -323,27 +317,6 @@ def augment(
 
 
 # ---- the optimiser ------------------------------------------------------------------------------
-
-
-def batch_loss(
-    config: Config,
-    image: Tensor,
-    text: Tensor,
-    scale: Tensor,
-    image_of_caption: Tensor,
-    teacher_text: Tensor | None = None,
-) -> Tensor:
-    """Compute the config's loss of unit vectors (B, E) and (M, E); see :func:`contrastive_loss`."""
-    return contrastive_loss(
-        config.loss.name,
-        image,
-        text,
-        scale,
-        image_of_caption,
-        teacher_text,
-        config.loss.soft,
-        config.loss.soft_temperature,
-    )
 
 
 def parameter_groups(config: Config, model: MiniCLIP) -> list[dict[str, Any]]:

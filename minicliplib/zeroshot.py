@@ -50,7 +50,7 @@ class ZeroShotClassifier:
         offset: (C,) what every cosine is lowered by; 0 without calibration.
 
     Raises:
-        ValueError: a label is missing, empty or stands twice, or a template has no ``{}``.
+        ValueError: a label is missing, empty or appears twice, or a template has no ``{}``.
 
     """
 
@@ -78,7 +78,10 @@ class ZeroShotClassifier:
         Learning by Mitigating the Hubness Problem"). What counts is how much closer an image is
         than images are on average.
         """
-        self.offset = (self._embed(images) @ self.weights.T).mean(dim=0)
+        vectors = self._embed(images)
+        if len(vectors) == 0:
+            raise ValueError("Calibration needs at least one image.")
+        self.offset = (vectors @ self.weights.T).mean(dim=0)
         return self
 
     def scores(self, images: Images) -> Tensor:
@@ -92,6 +95,8 @@ class ZeroShotClassifier:
 
     def predict(self, images: Images, k: int = 5) -> list[list[tuple[str, float]]]:
         """Return for each image at most ``k`` ``(label, probability)``, the most probable first."""
+        if k < 1:
+            raise ValueError(f"k must be 1 or more, not {k}.")
         top = self.probabilities(images).topk(min(k, len(self.class_names)))
         predictions = []
         for classes, values in zip(top.indices.tolist(), top.values.tolist(), strict=True):
@@ -119,7 +124,7 @@ def _checked_class_names(class_names: Sequence[str]) -> list[str]:
         raise ValueError("A class has no name: give one or more labels, none of them empty.")
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise ValueError(f"The label {min(twice)!r} stands twice: give each class once.")
+        raise ValueError(f"The label {min(twice)!r} appears twice: give each class once.")
     return names
 
 

@@ -21,11 +21,28 @@ def main() -> None:
     for folder in sorted(SHIPPED.iterdir()):
         path = folder / "config.json"
         record = json.loads(path.read_text())
-        record["facts"] = {"results": results_of(folder.name)}
+        record["facts"] = facts_of(folder.name)
         text = json.dumps(record, indent=1)
         write_atomically(path, lambda part, text=text: part.write_text(text))
         write_model_card(folder, Config.from_dict(record["config"]), record["facts"])
         print(folder / "README.md")
+
+
+def facts_of(name: str) -> dict[str, Any]:
+    """Return what a shipped checkpoint's card says beside its settings."""
+    return {"trained_on": data_of(name), "results": results_of(name)}
+
+
+def data_of(name: str) -> dict[str, Any]:
+    """Return what a shipped checkpoint was trained on, and how much of it there was."""
+    datasets = ["flickr8k", "sample"] if name == "mixed" else ["flickr8k"]
+    images = 0
+    captions = 0
+    for dataset in datasets:
+        train = measured(dataset, "01_data")["metrics"]["splits"]["train"]
+        images += train["images"]
+        captions += train["captions"]
+    return {"name": "+".join(datasets), "images": images, "captions": captions}
 
 
 def results_of(name: str) -> list[dict[str, Any]]:

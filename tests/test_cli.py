@@ -264,7 +264,7 @@ def test_a_folder_is_used_without_what_cannot_be_read(run, photos, capsys):
         path.write_bytes(b"no photo")
     assert miniclip(*commands[0]) == 2
     error = capsys.readouterr().err
-    assert "No image of 'folder' can be read, of 4." in error
+    assert "None of the 4 images of 'folder' can be read." in error
     assert "Cannot read the image" in error
 
 
@@ -298,7 +298,7 @@ def test_classify_refuses_bad_input_in_one_line(photos, capsys):
         assert miniclip(*command) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 3
-    assert "'cat' stands twice" in errors[1]
+    assert "'cat' appears twice" in errors[1]
 
 
 def test_download_from_a_folder(tmp_path, capsys):

@@ -71,6 +71,9 @@ def test_a_value_of_another_kind_is_an_error(name, value, kind):
 def test_a_whole_number_is_a_float_too():
     config = mc.Config().updated(train={"clip_norm": 1}, data={"root": Path("photos"), "limit": 3})
     assert config.train.clip_norm == 1
+    assert (
+        config.digest() == mc.Config().updated(train={"clip_norm": 1.0}, data={"limit": 3}).digest()
+    )
 
 
 def test_a_setting_that_has_moved_says_where_it_is():

@@ -187,7 +187,7 @@ def test_a_bad_upload(shown, tmp_path, name, message):
     ("labels", "templates", "message"),
     [
         (" , ", "a {}.", "give one or more labels"),
-        ("cat, dog, cat", "a {}.", "'cat' stands twice"),
+        ("cat, dog, cat", "a {}.", "'cat' appears twice"),
         ("cat, dog", "a photo", "needs {}"),
         ("cat, dog", "", "needs {}"),
         (

@@ -96,6 +96,26 @@ def test_another_version_of_a_library_is_other_features(few, locked, monkeypatch
         assert key_of(locked, "image_encoder", few.images) != key
 
 
+def test_another_input_size_or_layer_is_other_features(few):
+    model = mc.MiniCLIP(TUNED)
+    key = key_of(model, "image_encoder", few.images)
+    model.image_encoder.size = 192
+    smaller = key_of(model, "image_encoder", few.images)
+    model.image_encoder.model.bn1.eps = 0.5
+    assert len({key, smaller, key_of(model, "image_encoder", few.images)}) == 3
+
+
+def test_a_change_of_the_code_measures_again(tmp_path, monkeypatch):
+    before = cache.code_version()
+    shutil.copytree(PACKAGE, tmp_path / "code", ignore=shutil.ignore_patterns("assets"))
+    monkeypatch.setattr(cache, "PACKAGE", tmp_path / "code")
+    assert cache.code_version() == before
+    loss = tmp_path / "code" / "loss.py"
+    loss.write_text(loss.read_text() + "\n# changed\n")
+    assert cache.code_version() != before
+    assert cache.code_version(cache.FEATURE_CODE) == cache.code_version(cache.FEATURE_CODE)
+
+
 def test_the_code_that_computes_features_is_all_there():
     for name in cache.TRAINING_CODE:
         assert (PACKAGE / f"{name}.py").exists(), name

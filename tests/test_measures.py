@@ -28,8 +28,9 @@ def test_classification_by_hand():
 
     without_images = classification(scores, np.zeros(4, int))["per_class"][1]
     assert np.isnan(without_images)
-    with pytest.raises(ValueError, match="label"):
-        classification(scores, np.array([0, 1]))
+    for labels in ([0, 1], [0, 1, 2, 3]):
+        with pytest.raises(ValueError, match="label"):
+            classification(scores, np.array(labels))
 
 
 def test_a_collapsed_classifier_names_nothing():

@@ -21,6 +21,7 @@ def sorted_words(sentence: str) -> list[str]:
         ("number", "A dog.", {None}),
         ("roles", "A dog beside a dog.", {None}),
         ("order", "Dog.", {None}),
+        ("side", "The left dog and the right dog.", {None}),  # no other word is left
     ],
 )
 def test_a_twin_changes_one_thing_or_there_is_none(kind, caption, expected):

@@ -245,7 +245,7 @@ def test_an_index_without_a_model_takes_and_finds_vectors(tmp_path):
         (lambda i: i.search("dog", k=0), "not 0"),
         (lambda i: i.search("  \n"), "query is empty"),
         (lambda i: i.search("dog", among="videos"), "'videos'"),
-        (lambda i: Index(StandIn()).search("dog"), "from 1 to 0, the number of images"),
+        (lambda i: Index(StandIn()).search("dog"), "no images"),
         (lambda i: i.search_vectors(np.eye(3), 1), "3 dimensions, but the index has 16"),
         (lambda i: i.search_vectors(np.ones(DIM), 1), r"\(n, dim\)"),
         (lambda i: i.search_vectors(np.ones((1, DIM)), 1), "row 0 has 4"),

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,8 +11,9 @@ from filelock import FileLock
 from PIL import Image
 
 import minicliplib as mc
+from minicliplib.datasets.base import Splits
+from minicliplib.scale import memory
 from minicliplib.scale.runs import run_folder
-from minicliplib.training import Splits
 
 SMALL = mc.Config().updated(train={"batch_size": 32, "epochs": 2, "lr_heads": 2e-3})
 ONE_EPOCH = SMALL.updated(train={"epochs": 1})
@@ -98,6 +100,42 @@ def test_a_folder_with_another_run_is_refused(pairs, tmp_path):
     assert (tmp_path / "model.safetensors").read_bytes() == kept
 
 
+def test_a_folder_with_half_a_run_is_refused(pairs, tmp_path):
+    mc.fit(ONE_EPOCH, tmp_path, pairs, pairs)
+    (tmp_path / "config.json").write_text('{"format": 1}')
+    with pytest.raises(ValueError, match="whole run"):
+        mc.fit(ONE_EPOCH, tmp_path, pairs, pairs)
+
+
+def test_a_run_named_like_a_shipped_checkpoint_is_the_run(pairs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = mc.fit(ONE_EPOCH, "mixed", pairs, pairs)
+    assert run.model.config == ONE_EPOCH
+    assert mc.load(Path("mixed")).config == ONE_EPOCH
+    assert mc.load("mixed").config == mc.preset("mixed")
+
+
+@pytest.mark.parametrize("name", ["photos", "sample+photos"])
+def test_data_without_splits_are_not_trained_on(name, tmp_path):
+    with pytest.raises(ValueError, match="'photos' has no split"):
+        mc.fit(ONE_EPOCH.updated(data={"name": name}), tmp_path)
+
+
+def test_empty_data_are_not_replaced_by_others(pairs, tmp_path):
+    for train, dev in ((pairs, pairs.subset([])), (pairs.subset([]), pairs)):
+        with pytest.raises(ValueError, match="image"):
+            mc.fit(ONE_EPOCH, tmp_path, train, dev)
+
+
+def test_only_fit_changes_what_the_allocator_keeps(pairs, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(memory, "keep_freed_memory", lambda: calls.append("kept"))
+    mc.MiniCLIP(ONE_EPOCH)
+    assert not calls
+    mc.fit(ONE_EPOCH, tmp_path, pairs, pairs)
+    assert calls == ["kept"]
+
+
 # ---- resuming -----------------------------------------------------------------------------------
 
 
@@ -118,10 +156,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(pairs, tmp_path, averag
     )
     assert seen == [3, 4]
     for column in ("loss", "logit_scale", "dev_mean_recall"):
-        expected = whole.history[column].tolist()
-        assert resumed.history[column].tolist() == pytest.approx(expected, abs=1e-6)
+        assert resumed.history[column].tolist() == whole.history[column].tolist()
     for name, tensor in whole.model.learned_state().items():
-        assert torch.allclose(resumed.model.learned_state()[name], tensor, atol=1e-6)
+        assert torch.equal(resumed.model.learned_state()[name], tensor)
 
 
 def test_a_finished_run_is_loaded(pairs, tmp_path):

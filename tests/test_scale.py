@@ -57,7 +57,7 @@ def test_chunked_gradients_are_the_whole_batchs(changes, soft):
     whole.backward()
     expected = gradients_of(model)
     model.zero_grad()
-    chunked = two_pass_backward(config, model, *hidden, image_of_caption, teacher)
+    chunked = two_pass_backward(config, model, hidden, image_of_caption, teacher)
     assert chunked.item() == pytest.approx(whole.item(), abs=1e-5)
     assert "logit_scale" in expected
     for name, gradient in gradients_of(model).items():
@@ -87,7 +87,7 @@ def test_chunks_draw_their_dropout_again(few):
     model.zero_grad()
 
     torch.manual_seed(3)
-    loss = two_pass_backward(config, model, image, text, mask, torch.arange(8))
+    loss = two_pass_backward(config, model, (image, text, mask), torch.arange(8))
     assert loss.item() == pytest.approx(whole.item(), abs=1e-5)
     for name, gradient in gradients_of(model).items():
         assert torch.allclose(gradient, expected[name], atol=1e-5), name

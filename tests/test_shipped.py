@@ -103,7 +103,7 @@ def test_the_committed_numbers_are_of_its_config(shipped, topic):
 @pytest.mark.parametrize("name", NAMES)
 def test_its_card_shows_the_committed_results(name):
     record = record_of(name)
-    assert record["facts"] == {"results": cards.results_of(name)}
+    assert record["facts"] == cards.facts_of(name)
     text = (SHIPPED / name / "README.md").read_text(encoding="utf-8")
     assert text == model_card(mc.Config.from_dict(record["config"]), record["facts"])
 

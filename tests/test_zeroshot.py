@@ -54,6 +54,13 @@ def test_calibration_takes_away_what_every_image_has(shipped):
     assert torch.equal(plain.scores(vectors), vectors @ plain.weights.T)
 
 
+def test_nothing_to_calibrate_with_and_no_label_are_refused(classifier):
+    with pytest.raises(ValueError, match="image"):
+        classifier.calibrate(torch.zeros(0, classifier.weights.shape[1]))
+    with pytest.raises(ValueError, match="k must"):
+        classifier.predict(classifier.weights[:1], k=0)
+
+
 def test_words():
     assert fill("A {} on a {}.", "owl") == "An owl on an owl."
     assert fill("the {}", "umbrella") == "the umbrella"
@@ -67,7 +74,7 @@ def test_words():
     [
         ([], ["{}"], "one or more labels"),
         (["cat", " "], ["{}"], "none of them empty"),
-        (["cat", "cat"], ["{}"], "'cat' stands twice"),
+        (["cat", "cat"], ["{}"], "'cat' appears twice"),
         (["cat"], ["a photo"], "needs {}"),
         (["cat"], [], "needs {}"),
     ],

@@ -17,7 +17,7 @@ from ..metrics import (
     summarise,
     to_numpy,
 )
-from ..model import MiniCLIP
+from ..model import MiniCLIP, eval_mode
 
 
 def classification(
@@ -30,13 +30,16 @@ def classification(
     bootstrap over images. ``"per_class"`` is the top-1 accuracy of each class, NaN for a class
     without images; ``"images"`` and ``"classes"`` are N and C.
     """
-    rows = to_numpy(scores)
+    class_scores = to_numpy(scores)
     truth = to_numpy(labels)
-    if rows.ndim != 2 or truth.shape != (len(rows),):
-        shapes = f"{rows.shape} and {truth.shape}"
+    if class_scores.ndim != 2 or truth.shape != (len(class_scores),):
+        shapes = f"{class_scores.shape} and {truth.shape}"
         raise ValueError(f"Scores must be (images, classes) with a label each, not {shapes}.")
-    classes = np.arange(rows.shape[1])
-    ranked = rank_queries(lambda some: rows[some], truth, classes)
+    classes = np.arange(class_scores.shape[1])
+    if not np.isin(truth, classes).all():
+        raise ValueError(f"Each label must be a class, a number from 0 to {len(classes) - 1}.")
+    # The right "item" of an image is the class of its label.
+    ranked = rank_queries(lambda rows: class_scores[rows], truth, classes)
     hits = np.stack([ranked < k for k in ks], axis=1)  # (N, ks)
 
     per_class = []
@@ -50,7 +53,7 @@ def classification(
         "interval": dict(zip(names, bootstrap_mean(hits, n, seed), strict=True)),
         "chance": {f"top{k}": min(1.0, k / len(classes)) for k in ks},
         "per_class": per_class,
-        "images": len(rows),
+        "images": len(class_scores),
         "classes": len(classes),
     }
 
@@ -82,13 +85,13 @@ def modality_gap(image_emb: Values, text_emb: Values) -> float:
 @torch.inference_mode()
 def embed(model: MiniCLIP, features: Features, batch_size: int = 200) -> tuple[Tensor, Tensor]:
     """Embed a dataset from its features, plain view: unit vectors (N, E) and (M, E)."""
-    model.eval()
     images = []
-    for rows in _in_batches(len(features.data), batch_size):
-        images.append(model.project_image(features.image_batch(rows)))
     captions = []
-    for rows in _in_batches(len(features.captions), batch_size):
-        captions.append(model.project_text(*features.text_batch(rows)))
+    with eval_mode(model):
+        for rows in _in_batches(len(features.data), batch_size):
+            images.append(model.project_image(features.image_batch(rows)))
+        for rows in _in_batches(len(features.captions), batch_size):
+            captions.append(model.project_text(*features.text_batch(rows)))
     return torch.cat(images), torch.cat(captions)
 
 
@@ -110,7 +113,7 @@ def dev_recalls(model: MiniCLIP, features: Features) -> dict[str, float]:
         for name, value in scores[direction].items():
             if name.startswith("R@"):
                 row[f"dev_{short}_{name}"] = value
-    first_captions = captions[np.unique(image_of_caption, return_index=True)[1]]
+    first_captions = captions[features.first_caption[:-1]]
     row["alignment"] = alignment(images, first_captions)
     row["modality_gap"] = modality_gap(images, first_captions)
     row["uniformity_image"] = uniformity(images)

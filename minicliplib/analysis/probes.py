@@ -81,6 +81,8 @@ def _with_one_replaced(
 
     place = rng.choice(places)
     choices = [word for word in group if word not in taken]
+    if not choices:  # the caption has them all
+        return words
     substitute = str(rng.choice(choices))
     if place == 0:
         substitute = substitute.capitalize()

@@ -380,6 +380,8 @@ def _classify(options: argparse.Namespace) -> None:
     templates = SCENE_TEMPLATES if options.images == ["sample"] else PHOTO_TEMPLATES
     templates = options.template or templates
 
+    if not options.labels and len(options.images) > 1:
+        raise ValueError("Without --labels, name one folder of class folders, or one dataset.")
     model = _load_model(options.checkpoint)
     if options.labels:
         _print_labels(model, options.images, options.labels.split(","), templates, options.k)
@@ -541,7 +543,7 @@ def _readable_files(folder: str) -> "list[Path | Image]":
 
     paths = image_files(folder)
     no_captions: list[list[str]] = [[] for _ in paths]
-    data = CaptionedImages("folder", "all", list(paths), no_captions)
+    data = CaptionedImages("folder", "all", paths, no_captions)
     return list(without_unreadable(data).images)
 
 

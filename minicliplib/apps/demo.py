@@ -250,7 +250,7 @@ class Demo:
     def name_of(self, row: int) -> str:
         """Return the name of an image of the collection: that of its file, or its number."""
         image = self.data.images[row]
-        return image.name if isinstance(image, Path) else f"picture {row}"
+        return image.name if isinstance(image, Path) else f"image {row}"
 
     def preview(self, image: ImageLike, why: str | None = None) -> Image.Image:
         """Return an image for the page, at most ``SIDE`` pixels high and wide.

@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -22,6 +23,16 @@ class CaptionedImages:
     split: str
     images: Sequence[Path | Image.Image]  # files, or images already in memory
     captions: list[list[str]]
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.captions):
+            raise DataError(
+                f"{self.name!r} has {len(self.images)} images, but captions for "
+                f"{len(self.captions)}: give each image a list of captions."
+            )
+        for image in self.images:
+            if isinstance(image, str):
+                raise DataError(f"Give the image {image!r} as a Path: a string may be a caption.")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -59,6 +70,19 @@ class CaptionedImages:
         return short_hash(json.dumps([self.name, self.split, rows]))
 
 
+@dataclass(frozen=True)
+class Splits:
+    """The data of a run: what it learns from, and what chooses its best epoch."""
+
+    train: CaptionedImages
+    dev: CaptionedImages
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Eight hex digits that tell these data from others, as they were when first asked."""
+        return short_hash(self.train.fingerprint(), self.dev.fingerprint(), digits=8)
+
+
 def without_unreadable(data: CaptionedImages) -> CaptionedImages:
     """Leave out the images that cannot be read, with a warning that names and counts them.
 
@@ -66,10 +90,12 @@ def without_unreadable(data: CaptionedImages) -> CaptionedImages:
         DataError: not one image can be read.
 
     """
+    if len(data) == 0:
+        raise DataError(f"{data.name!r} holds no images.")
     good, faults = readable(data.images)
     if not good:
         raise DataError(
-            f"No image of {data.name!r} can be read, of {len(data)}. The first: {faults[0]}"
+            f"None of the {len(data)} images of {data.name!r} can be read. The first: {faults[0]}"
         )
     if faults:
         summary = f"Left out {len(faults)} of {len(data)} images of {data.name!r}:"

@@ -32,7 +32,7 @@ def square_view(
 
 
 def enlarge_tiny(picture: Image.Image, size: int) -> Image.Image:
-    """Enlarge a picture of few pixels to 5/7 of ``size``, with a border of its mean colour.
+    """Enlarge an image of few pixels to 5/7 of ``size``, with a border of its mean colour.
 
     Enlarged to the whole input, its edges would be wider than any that the tower has seen. On
     CIFAR-10 the smaller square is worth several points of accuracy (notebook 5 measures it).

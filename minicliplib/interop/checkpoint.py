@@ -1,7 +1,7 @@
 """Checkpoint folders: written and read here, found among the shipped ones, on disk, or on the hub.
 
-A checkpoint is ``config.json`` and ``model.safetensors``, what training has learned in half
-precision, beside a model card (``README.md``).
+A checkpoint is three files. ``config.json`` holds the settings, ``model.safetensors`` holds what
+training has learned, stored in half precision, and ``README.md`` is the model card.
 """
 
 import json
@@ -21,6 +21,7 @@ from .model_card import write_model_card
 
 FORMAT = 1
 SHIPPED = ASSETS / "checkpoints"
+HUB_ID = r"[\w-][\w.-]*/[\w.-]+"  # such as "user/model"
 
 State = dict[str, Tensor]
 Facts = dict[str, Any]  # for the model card
@@ -37,8 +38,10 @@ def write_checkpoint(folder: Path, config: Config, tensors: State, facts: Facts)
     write_model_card(folder, config, facts)
 
 
-def read_checkpoint(name: str) -> tuple[Config, State, Facts]:
+def read_checkpoint(name: str | Path) -> tuple[Config, State, Facts]:
     """Read a checkpoint by the name of a shipped one, a folder, or a hub id.
+
+    A ``Path`` is always a folder, also if a shipped checkpoint has its name.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged, or of another version.
@@ -49,28 +52,39 @@ def read_checkpoint(name: str) -> tuple[Config, State, Facts]:
         record = json.loads((folder / "config.json").read_text())
         tensors = load_file(folder / "model.safetensors")
         version = record["format"]
-        config = Config.from_dict(record["config"]) if version == FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{folder} is not a whole checkpoint ({reason}).") from error
-    if config is None:
+        settings = record["config"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} is not a whole checkpoint: {_reason(error)}.") from error
+    if version != FORMAT:
         raise CheckpointError(
             f"{folder} has checkpoint format {version}, but this version of minicliplib reads "
             f"format {FORMAT}: install the version that wrote it, or train again."
         )
+    try:
+        config = Config.from_dict(settings)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder} is not a whole checkpoint: {_reason(error)}.") from error
     return config, tensors, record.get("facts") or {}
 
 
-def _folder_of(name: str) -> Path:
+def _reason(error: Exception) -> str:
+    """Return an error in words."""
+    return f"{type(error).__name__}: {error}"
+
+
+def _folder_of(name: str | Path) -> Path:
     """Return the folder of a shipped checkpoint, of a local one, or of one from the hub."""
     shipped = sorted(path.name for path in SHIPPED.iterdir()) if SHIPPED.exists() else []
-    folder = SHIPPED / name if name in shipped else Path(name)
-    if not folder.is_dir() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+    folder = Path(name)
+    if isinstance(name, str) and name in shipped:
+        folder = SHIPPED / name
+    elif isinstance(name, str) and not folder.is_dir() and re.fullmatch(HUB_ID, name):
         folder = fetch_checkpoint(name)
     if not folder.is_dir():
+        known = ", ".join(shipped)
         raise CheckpointError(
-            f"There is no checkpoint {name!r}: name one of the shipped ({', '.join(shipped)}), "
-            "a folder with config.json and model.safetensors, or a hub id like 'user/model'."
+            f"There is no checkpoint {str(name)!r}: name one of the shipped ({known}), a "
+            "folder with config.json and model.safetensors, or a hub id like 'user/model'."
         )
     return folder
 

