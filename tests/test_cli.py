@@ -123,6 +123,7 @@ def test_train_writes_a_run_and_goes_on_from_it(run, capsys):
     assert str(run) in out
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default:Left out")
 def test_a_folder_of_ones_own_trains_without_what_cannot_be_read(pairs, tmp_path, capsys):
     # twenty images with a caption each, one of which cannot be read
@@ -151,6 +152,7 @@ def test_a_folder_of_ones_own_trains_without_what_cannot_be_read(pairs, tmp_path
     assert f"{len(test)} images, {len(test)} captions" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_captions_of_ones_own_folder_are_another_run(pairs, tmp_path, capsys):
     for i in range(20):
         pairs.images[i].save(tmp_path / f"{i:02}.png")
@@ -166,6 +168,7 @@ def test_other_captions_of_ones_own_folder_are_another_run(pairs, tmp_path, caps
     assert len(folders) == 2
 
 
+@pytest.mark.slow
 def test_evaluate_prints_and_writes_what_the_library_measures(run, capsys, tmp_path):
     where = ["--data", "sample", "--limit", "20", "--checkpoint", run]
     assert miniclip("evaluate", *where, "--json", tmp_path / "numbers.json") == 0
@@ -240,6 +243,7 @@ def test_embed_keeps_an_index_that_search_opens(run, photos, tmp_path_factory, c
     assert "another model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default:Left out")
 def test_a_folder_is_used_without_what_cannot_be_read(run, photos, capsys):
     commands = [

@@ -135,6 +135,7 @@ def test_labels_get_probabilities(shown):
     assert [guesses[name] for name in direct.class_names] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_there_can_be_many_labels(shown):
     labels = ",".join(f"thing {i}" for i in range(60))
     guesses, _ = shown.name(COFFEE, labels)
@@ -250,6 +251,7 @@ def test_an_index_of_other_views_or_another_model_is_not_taken(
     assert other.fingerprint() != model.fingerprint()
 
 
+@pytest.mark.slow
 def test_an_interrupted_index_goes_on_where_it_was(model, tmp_path, embedded, monkeypatch):
     for i in range(40):
         Image.new("RGB", (8, 8), (5 * i, 0, 0)).save(tmp_path / f"{i:02}.png")
@@ -296,6 +298,7 @@ def test_unreadable_files_are_named_and_left_out(model, folder):
 # ---- the collection --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_own_captions_are_the_ones_to_choose_from(model, folder):
     shown = opened(model, folder)
     assert sorted(shown.index.names["captions"]) == ["Our cat.", "Our uncle."]

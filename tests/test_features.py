@@ -27,6 +27,7 @@ def few(pairs) -> mc.CaptionedImages:
     return pairs.subset(range(8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", ["image_trainable", "text_trainable"])
 def test_a_tower_with_nothing_frozen_trains_from_the_cache_too(few, whole):
     model = mc.MiniCLIP(TUNED.updated(encoders={whole: -1}))
@@ -62,6 +63,7 @@ def key_of(model: mc.MiniCLIP, tower: str, items: list, whole: bool = False) -> 
     return cache.feature_key(getattr(model, tower), items, np.dtype("float16"), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", ["image_encoder", "text_encoder"])
 def test_other_weights_or_stages_are_other_features(few, locked, tower):
     items = few.images if tower == "image_encoder" else few.flat_captions

@@ -94,6 +94,7 @@ def pixels(path: Path) -> np.ndarray:
 # ---- settings --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_import_changes_no_setting():
     code = """
 import matplotlib, matplotlib.colors
@@ -116,6 +117,7 @@ def test_there_is_an_example_of_every_figure():
     assert drawing == set(EXAMPLES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_drawing_changes_no_setting_and_needs_none(name):
     before = dict(plt.rcParams)

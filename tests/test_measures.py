@@ -66,6 +66,7 @@ def test_dev_is_embedded_as_the_user_embeds(model, pairs):
     assert torch.allclose(captions, model.encode_text(few.flat_captions), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_dev_recalls_are_the_users_and_are_measured_beside_the_geometry(model):
     data = mc.load_dataset("sample", "dev", limit=12)
     row = dev_recalls(model, Features(model, data))

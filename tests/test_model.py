@@ -97,6 +97,7 @@ def test_an_unreadable_image_is_named(locked, images, tmp_path):
 # ---- test-time views -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_a_vector_is_the_mean_over_the_views(locked, images, count):
     # The same weights as those of ``locked``, which takes one view.

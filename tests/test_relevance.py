@@ -12,6 +12,8 @@ import minicliplib as mc
 from minicliplib.analysis.relevance import overlay
 from minicliplib.datasets.scenes import Group, make_scene, noun
 
+pytestmark = pytest.mark.slow
+
 # Things that Flickr8k's photos show, so that a model trained on them knows the words.
 PHOTOGRAPHED = {
     *("dog", "cat", "child", "car", "bicycle", "horse"),
@@ -153,7 +155,6 @@ def test_an_overlay_is_grey_where_nothing_is_relevant_and_brightest_at_the_peak(
 # ---- words -----------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_the_shares_of_words_agree_with_leaving_them_out(shipped):
     agreements = []
     for scene in (make_scene("train", i) for i in range(30)):

@@ -13,6 +13,8 @@ import pytest
 import tables
 from pypdf import PdfReader
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("report", "slides")
 # Names that hold a digit; 95% is one of an interval. Any other digit is part of a number, which

@@ -44,6 +44,7 @@ def test_the_same_data_are_the_same_run(pairs):
     assert again.folder == run_folder(ONE_EPOCH, Splits(pairs, pairs))
 
 
+@pytest.mark.slow
 def test_data_by_name_are_the_data_handed_over():
     config = ONE_EPOCH.updated(data={"limit": 32})
     by_name = mc.fit(config)
@@ -66,6 +67,7 @@ def photos(tmp_path, pairs):
     return folder
 
 
+@pytest.mark.slow
 def test_a_changed_caption_or_photo_is_another_run_wherever_you_stand(
     photos, tmp_path, monkeypatch
 ):
@@ -90,6 +92,7 @@ def test_a_changed_caption_or_photo_is_another_run_wherever_you_stand(
     assert folder_now() not in (first, second)
 
 
+@pytest.mark.slow
 def test_a_folder_with_another_run_is_refused(pairs, tmp_path):
     mc.fit(ONE_EPOCH, tmp_path, pairs, pairs)
     kept = (tmp_path / "model.safetensors").read_bytes()
@@ -127,6 +130,7 @@ def test_empty_data_are_not_replaced_by_others(pairs, tmp_path):
             mc.fit(ONE_EPOCH, tmp_path, train, dev)
 
 
+@pytest.mark.slow
 def test_only_fit_changes_what_the_allocator_keeps(pairs, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(memory, "keep_freed_memory", lambda: calls.append("kept"))
@@ -139,6 +143,7 @@ def test_only_fit_changes_what_the_allocator_keeps(pairs, tmp_path, monkeypatch)
 # ---- resuming -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(pairs, tmp_path, average):
     config = SMALL.updated(train={"epochs": 4, "average": average})
@@ -167,6 +172,7 @@ def test_a_finished_run_is_loaded(pairs, tmp_path):
     assert again.history.equals(first.history)
 
 
+@pytest.mark.slow
 def test_a_second_call_for_a_run_waits_for_the_first(pairs, tmp_path):
     mc.fit(ONE_EPOCH, tmp_path, pairs, pairs)
     seconds = []

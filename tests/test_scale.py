@@ -113,6 +113,7 @@ def test_averaged_weights_are_put_in_and_taken_out(few):
     assert torch.equal(weight, current)
 
 
+@pytest.mark.slow
 def test_a_soup_is_the_mean_of_runs_from_one_start(few, tmp_path):
     config = TUNED.updated(train={"epochs": 1, "soup": 2})
     run = mc.fit(config, tmp_path, few, few)
@@ -133,6 +134,7 @@ def test_a_soup_is_the_mean_of_runs_from_one_start(few, tmp_path):
             mc.fit(config.updated(train={"soup": soups}), tmp_path / folder, few, few)
 
 
+@pytest.mark.slow
 def test_a_soup_finds_its_runs_where_they_lie_by_default(few):
     config = TUNED.updated(train={"epochs": 1, "soup": 2})
     one = mc.fit(config.updated(train={"soup": 1}), train=few, dev=few)

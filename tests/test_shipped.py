@@ -148,12 +148,14 @@ def cosines(model: mc.MiniCLIP, scenes: mc.CaptionedImages) -> torch.Tensor:
     return images @ texts.T
 
 
+@pytest.mark.slow
 def test_the_mixed_one_finds_scenes(mixed, scenes):
     found = cosines(mixed, scenes).argmax(0)
     # chance is 0.02
     assert (found == torch.arange(50)).float().mean() > 0.8
 
 
+@pytest.mark.slow
 def test_it_knows_a_scene_it_has_never_seen(shipped, scenes):
     scores = cosines(shipped, scenes)
     ranks = (scores > scores.diagonal()).sum(0).float()

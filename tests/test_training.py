@@ -60,6 +60,7 @@ def test_frozen_means_frozen(few, tmp_path):
     assert any("running_mean" in name for name in fresh)
 
 
+@pytest.mark.slow
 def test_cached_and_uncached_training_agree(few):
     # A batch is all of the data, so that an epoch is one step and its loss the loss of that step.
     losses = {}
@@ -74,6 +75,7 @@ def test_cached_and_uncached_training_agree(few):
     assert losses[True, "float16"] == pytest.approx(losses[False, "float32"], abs=0.02)
 
 
+@pytest.mark.slow
 def test_mixed_precision_holds_for_the_trunk_for_training_and_for_the_user(few, tmp_path):
     runs = {}
     trunks = {}
@@ -99,6 +101,7 @@ def test_mixed_precision_holds_for_the_trunk_for_training_and_for_the_user(few, 
         assert 0.98 < (one * other).sum(1).min() < 1 - 1e-6
 
 
+@pytest.mark.slow
 def test_the_logit_scale_can_come_back_from_its_bound(few, tmp_path):
     config = TUNED.updated(heads={"max_scale": 20.0, "temperature": 0.01}, train={"lr_heads": 1e-2})
     assert mc.fit(config, tmp_path, few, few).history["logit_scale"].max() <= 20.001
@@ -110,6 +113,7 @@ def test_the_logit_scale_can_come_back_from_its_bound(few, tmp_path):
     assert model.logit_scale.grad.item() == pytest.approx(20)
 
 
+@pytest.mark.slow
 def test_the_best_dev_epoch_is_kept_and_patience_ends_a_run(pairs, tmp_path):
     config = SMALL.updated(train={"epochs": 50, "patience": 1})
     run = mc.fit(config, tmp_path, pairs, pairs)

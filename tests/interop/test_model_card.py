@@ -209,6 +209,7 @@ def test_a_checkpoint_that_is_loaded_and_saved_keeps_its_facts(shipped, tmp_path
     assert text == (committed / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("soup", [1, 2])
 def test_a_run_says_what_it_learned_from(pairs, tmp_path, soup):
     config = mc.Config().updated(train={"epochs": 1, "batch_size": 8, "soup": soup})

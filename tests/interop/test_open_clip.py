@@ -27,6 +27,7 @@ def test_the_tokenizer_pads_and_cuts_to_one_length(mixed):
     assert torch.equal(tokenizer("a dog"), tokens[:1])
 
 
+@pytest.mark.slow
 def test_the_triple_gives_our_vectors(mixed, pairs):
     wrapped, transform, tokenizer = mc.as_open_clip(mixed)
     images = pairs.images[:5]
