@@ -22,7 +22,7 @@ test: $(VENV)/.installed       ## style, types, unit tests, then every notebook 
 		$(BIN)/python -m pytest -n 2 --dist loadscope $(NBVAL) notebooks
 
 test-quick: $(VENV)/.installed ## the quick tests only: under a minute on two cores
-	$(BIN)/python -m pytest -n 2 -m "not slow and not browser"
+	$(BIN)/python -m pytest -n 2 -p no:nbval -m "not slow and not browser"
 
 typecheck: $(VENV)/.installed  ## find wrong calls without running the code
 	$(BIN)/basedpyright

@@ -1,9 +1,11 @@
 """Shared by all tests: nothing is written into the checkout, one torch thread, a few real pairs."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 os.environ |= {
     "TQDM_DISABLE": "1",
@@ -84,3 +86,14 @@ def real_data() -> Callable[[str], Path]:
         return folder / name
 
     return find
+
+
+def change_result(path: Path, *keys: str, to: Any) -> None:
+    """Change a number among the metrics of a file of results."""
+    record = json.loads(path.read_text())
+    inner = record["metrics"]
+    for key in keys[:-1]:
+        inner = inner[key]
+    assert keys[-1] in inner
+    inner[keys[-1]] = to
+    path.write_text(json.dumps(record))

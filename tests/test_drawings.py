@@ -50,6 +50,7 @@ def with_noisy_places(draw: Callable[[], Figure]) -> Callable[[], Figure]:
     return draw_elsewhere
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", drawings.FIGURES)
 def test_the_last_digits_of_a_number_change_no_byte(name, drawn, tmp_path, monkeypatch):
     measured = drawings.measured

@@ -251,6 +251,7 @@ def dataset_modules() -> list[str]:
     return [f"minicliplib.{name}" for name in names]
 
 
+@pytest.mark.slow
 def test_the_core_loads_nothing_of_what_is_around_it():
     loaded = loaded_by(*(f"minicliplib.{name}" for name in CORE), *dataset_modules())
     around = tuple(f"minicliplib.{folder}" for folder in AROUND_THE_CORE)

@@ -1,6 +1,5 @@
 """Report and slides show the numbers of report/results, all of them and nothing else."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 import build
 import pytest
 import tables
+from conftest import change_result
 from pypdf import PdfReader
 
 pytestmark = pytest.mark.slow
@@ -88,17 +88,10 @@ def change(tmp_path, monkeypatch) -> Callable[..., None]:
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.setattr(tables, "ROOT", tmp_path)
 
-    def change_result(dataset: str, topic: str, *keys: str, to: Any) -> None:
-        path = tables.source(dataset, topic)
-        record = json.loads(path.read_text())
-        inner = record["metrics"]
-        for key in keys[:-1]:
-            inner = inner[key]
-        assert keys[-1] in inner
-        inner[keys[-1]] = to
-        path.write_text(json.dumps(record))
+    def change(dataset: str, topic: str, *keys: str, to: Any) -> None:
+        change_result(tables.source(dataset, topic), *keys, to=to)
 
-    return change_result
+    return change
 
 
 def words(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import re
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tables
+from conftest import change_result
 
 import minicliplib as mc
 
@@ -29,14 +29,7 @@ def change(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "ROOT", tmp_path)
 
     def change(dataset, topic, *keys, to):
-        path = tables.source(dataset, topic)
-        record = json.loads(path.read_text())
-        inner = record["metrics"]
-        for key in keys[:-1]:
-            inner = inner[key]
-        assert keys[-1] in inner
-        inner[keys[-1]] = to
-        path.write_text(json.dumps(record))
+        change_result(tables.source(dataset, topic), *keys, to=to)
 
     return change
 

@@ -47,6 +47,7 @@ def test_64_pairs_can_be_learned_by_heart(pairs, tmp_path):
     assert {"config.json", "model.safetensors", "README.md", "history.csv"} <= files
 
 
+@pytest.mark.slow
 def test_frozen_means_frozen(few, tmp_path):
     mc.set_seed(0)
     fresh = {name: t.clone() for name, t in mc.MiniCLIP(TUNED).state_dict().items()}
