@@ -144,7 +144,7 @@ def train_run(
                     on_epoch(pd.DataFrame(history))
     except KeyboardInterrupt:
         if is_main:
-            print(f"Stopped after epoch {len(history)}. The same call goes on: {folder}")
+            print(f"Stopped after epoch {len(history)}. The same call continues it: {folder}")
         raise
     accelerator.wait_for_everyone()  # the main process may still be writing
     return Run(load(folder, accelerator.device), folder, pd.DataFrame(history))
