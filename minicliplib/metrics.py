@@ -40,16 +40,18 @@ def ranks(similarity: Values, image_of_caption: Values, block: int = 1024) -> Ra
 
     A rank is the number of wrong items that score at least as high as the best right one, so the
     first place is rank 0. ``"image_to_text"`` has one for each image with captions, in ascending
-    order of the images: an image without captions asks nothing, but stays in the pool that captions
-    search. ``"text_to_image"`` is (M,). ``block`` queries are ranked at a time.
+    order of the images. An image without captions is no query, but captions are still ranked
+    against it. ``"text_to_image"`` is (M,). ``block`` queries are ranked at a time.
     """
     scores = to_numpy(similarity)
     if scores.ndim != 2:
         raise ValueError(f"Similarities must be an (images, captions) matrix, not {scores.shape}.")
     image_of_caption = _checked_image_of_caption(image_of_caption, *scores.shape)
     images = np.arange(len(scores))
-    asking = np.unique(image_of_caption)
-    to_text = rank_queries(lambda rows: scores[asking[rows]], asking, image_of_caption, block)
+    query_images = np.unique(image_of_caption)
+    to_text = rank_queries(
+        lambda rows: scores[query_images[rows]], query_images, image_of_caption, block
+    )
     to_image = rank_queries(lambda rows: scores[:, rows].T, image_of_caption, images, block)
     return {"image_to_text": to_text, "text_to_image": to_image}
 
@@ -63,17 +65,17 @@ def ranks_from_embeddings(
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
         raise ValueError(f"Embeddings must be of one width, not {images.shape} and {texts.shape}.")
     image_of_caption = _checked_image_of_caption(image_of_caption, len(images), len(texts))
-    asking = np.unique(image_of_caption)
+    query_images = np.unique(image_of_caption)
 
     # Scores are summed in double precision and rounded once. Equal embeddings then get equal
     # scores, whatever the size of the block.
     def image_scores(rows: slice) -> np.ndarray:
-        return (images[asking[rows]] @ texts.T).astype(np.float32)
+        return (images[query_images[rows]] @ texts.T).astype(np.float32)
 
     def caption_scores(rows: slice) -> np.ndarray:
         return (texts[rows] @ images.T).astype(np.float32)
 
-    to_text = rank_queries(image_scores, asking, image_of_caption, block)
+    to_text = rank_queries(image_scores, query_images, image_of_caption, block)
     to_image = rank_queries(caption_scores, image_of_caption, np.arange(len(images)), block)
     return {"image_to_text": to_text, "text_to_image": to_image}
 
@@ -110,8 +112,8 @@ def recall_at_k(similarity: Values, image_of_caption: Values, ks: Sequence[int] 
 def summarise(ranked: Ranks, n_images: int, ks: Sequence[int] = KS) -> Report:
     """Turn ``ranks`` into recalls: ``{direction: {"R@1": .., "median_rank": ..}, ..}``.
 
-    Beside the two directions stand ``"mean_recall"`` and the sizes of the two pools, ``"images"``
-    and ``"captions"``. The median rank counts from 1.
+    The report also holds ``"mean_recall"`` and the sizes of the two pools, ``"images"`` and
+    ``"captions"``. The median rank counts from 1.
     """
     _check_ks(ks)
     recalls = {}
@@ -128,8 +130,8 @@ def bootstrap(
 ) -> Report:
     """Return 95% intervals: ``{direction: {"R@1": [low, high], ..}, .., "mean_recall": [..]}``.
 
-    Each of ``n`` resamples draws images with replacement, and with an image all its captions, since
-    these succeed and fail together. A rank stays the one against the whole pool.
+    Each of ``n`` resamples draws images with replacement, and takes all captions of each, because
+    they succeed and fail together. A rank stays the one against the whole pool.
     """
     _check_ks(ks)
     # Number the images that have captions from 0, as the ranks of images are numbered.

@@ -64,8 +64,8 @@ def save_result(
 ) -> Path:
     """Write what was measured to ``report/results/<dataset>/<topic>.json`` and return the path.
 
-    Beside the metrics stand the settings, the ``seconds`` that measuring took, the date, the
-    versions of the libraries and the machine.
+    The file also holds the settings, the ``seconds`` that measuring took, the date, the versions of
+    the libraries and the machine.
     """
     import torch
 

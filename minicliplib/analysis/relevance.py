@@ -1,4 +1,4 @@
-"""Which part of an image, and which word, speaks for a match: maps, shares, and their checks.
+"""Which part of an image, and which word, supports a match: maps, shares, and their checks.
 
 A match is the cosine of an image and a caption. Its gradient flows back to a hidden state of the
 tower, not to weights, so frozen towers are explained like tuned ones, and the model is left as it
@@ -32,7 +32,7 @@ TINY = 1e-12  # keeps a division by an empty map from failing
 
 
 def relevance_map(model: MiniCLIP, image: ImageLike, text: str) -> np.ndarray:
-    """Return which places of an image speak for a text.
+    """Return which places of an image support a text.
 
     A convolutional tower is explained by Grad-CAM (Selvaraju et al. 2017) of the cosine, at the
     last map before pooling. A vision transformer is explained by the rollout of its attention,
@@ -45,7 +45,7 @@ def relevance_map(model: MiniCLIP, image: ImageLike, text: str) -> np.ndarray:
 
     Returns:
         (size, size) float32 over the whole image, squeezed to the tower's square. The peak is 1;
-        where nothing speaks for the text, the map is 0.
+        where nothing supports the text, the map is 0.
 
     Raises:
         ValueError: The text is empty, or the tower has neither a map nor attention to look at.
@@ -180,7 +180,7 @@ def _image_cosine(model: MiniCLIP, hidden: Tensor, text_vector: Tensor) -> Tenso
 
 
 def _enlarged(places: Tensor, size: int) -> Tensor:
-    """Return what speaks for the text, per pixel (size, size), from signed relevance (h, w)."""
+    """Return what supports the text, per pixel (size, size), from signed relevance (h, w)."""
     positive = places.relu()[None, None]
     return F.interpolate(positive, (size, size), mode="bilinear")[0, 0]
 

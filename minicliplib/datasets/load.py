@@ -46,8 +46,8 @@ def load_dataset(
         name: one of ``DATASETS``, or several joined by ``+``, which follow one another.
         split: by default ``"train"``; of a folder ``"all"``.
         root: the folder that holds the dataset; by default the one of its name in the data folder.
-            Of joined datasets each one lies in ``root/name``.
-        limit: load only so many images; of joined datasets so many of each.
+            For joined datasets, each one is in ``root/name``.
+        limit: load only so many images; for joined datasets, so many images of each.
         on_bad: with ``"raise"`` an unreadable image raises a ``DataError`` when it is used. With
             ``"skip"`` every image is decoded now, which takes time, and unreadable ones are left
             out with a warning that names them.

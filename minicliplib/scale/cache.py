@@ -43,8 +43,8 @@ LIBRARIES = ("torch", "timm", "transformers", "tokenizers", "accelerate", "pillo
 def code_version(modules: Sequence[str] = TRAINING_CODE) -> str:
     """Return a hash of these modules' source and of the libraries' versions.
 
-    What is computed once and kept is kept under it: after a change of the code, or of a library,
-    it is computed again.
+    Results that are computed once and kept have it in their name. After a change of the code, or of
+    a library, they are computed again.
     """
     libraries = [f"{name} {version(name)}" for name in LIBRARIES]
     sources = [(PACKAGE / f"{name}.py").read_text(encoding="utf-8") for name in modules]
