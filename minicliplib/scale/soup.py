@@ -11,9 +11,9 @@ import pandas as pd
 from ..config import Config
 from ..datasets.base import Splits
 from ..model import MiniCLIP, load
-from ..training import OnEpoch, Run, fit
+from ..training import OnEpoch, Run, train_run
 from .averaging import mean_state
-from .runs import read_history, run_folder, start_accelerator
+from .runs import own_folder, read_history, run_folder, start_accelerator
 
 
 def fit_soup(
@@ -38,9 +38,9 @@ def fit_soup(
     for k in range(count):
         # Every soup has its own block of shuffle numbers, so two soups share no run.
         one = config.updated(train={"soup": 1, "shuffle": config.train.shuffle * count + k})
-        run_place = None if in_default_place else folder / f"run{k}"
-        run = fit(one, run_place, data.train, data.dev, cache, progress, on_epoch)
-        runs.append(run)
+        place = run_folder(one, data) if in_default_place else folder / f"run{k}"
+        with own_folder(place):
+            runs.append(train_run(one, place, data, cache, progress, on_epoch))
 
     # Average their weights.
     model = MiniCLIP(config)
