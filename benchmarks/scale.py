@@ -32,7 +32,7 @@ from torch import Tensor
 
 import minicliplib as mc
 from minicliplib.analysis import figures as viz
-from minicliplib.encoders import Encoder
+from minicliplib.encoders import Encoder, Hidden, ImageEncoder
 from minicliplib.features import Features
 from minicliplib.retrieval import Index
 from minicliplib.scale.memory import keep_freed_memory
@@ -203,16 +203,22 @@ def batch(size: int, chunk: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def hidden_states(model: mc.MiniCLIP, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def hidden_states(model: mc.MiniCLIP, size: int) -> tuple[Hidden, Hidden, Tensor]:
     """Return trunk outputs of a batch of images, and of two captions each, with their mask."""
-    one = model.image_encoder.trunk(torch.zeros(1, 3, 224, 224))
-    image = torch.randn(size, *one.shape[1:])
+    one = trunk_output(model.image_encoder)
+    image = Hidden(*(torch.randn(size, *part.shape[1:]) for part in one))
     ids = torch.randint(1000, 20000, (2 * size, TOKENS))
     mask = torch.ones_like(ids)
     parts = []
     for some_ids, some_mask in zip(ids.split(64), mask.split(64), strict=True):
         parts.append(model.text_encoder.trunk(some_ids, some_mask))
-    return image, torch.cat(parts), mask
+    text = Hidden(*(torch.cat(same) for same in zip(*parts, strict=True)))
+    return image, text, mask
+
+
+def trunk_output(encoder: ImageEncoder) -> Hidden:
+    """Return what the trunk gives for an empty image."""
+    return encoder.trunk(torch.zeros(1, 3, encoder.size, encoder.size))
 
 
 class HollowFeatures(Features):
@@ -240,9 +246,14 @@ class HollowFeatures(Features):
         captions = len(self.captions)
         if kind == "starts":
             return np.arange(captions + 1) * TOKENS
-        image_shape = (len(self.data), 112, 14, 14)
-        text_shape = (captions * TOKENS, 384)
-        shape = image_shape if kind.startswith("view") else text_shape
+        text = self.model.text_encoder
+        if kind == "tokens":
+            shape = (captions * TOKENS, text.model.config.hidden_size)
+        elif kind == "pooled":
+            shape = (captions, text.dim)
+        else:
+            one = trunk_output(self.model.image_encoder)
+            shape = (len(self.data), one.state.numel() + one.pooled.numel())
         path = Path(self.folder) / f"{kind}.npy"
         np.lib.format.open_memmap(path, "w+", np.float16, shape)
         return np.load(path, mmap_mode="r")

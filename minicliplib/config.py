@@ -29,6 +29,8 @@ class EncoderConfig:
     text: str = "minilm"
     image_trainable: int = 0  # 0 is a locked tower (LiT), -1 is full fine-tuning
     text_trainable: int = 0
+    image_reads: str = "last"  # the stages whose pooled outputs the head reads: "block20+last"
+    text_reads: str = "last"
     max_tokens: int = 40  # longer captions are cut
     text_dropout: float = 0.0  # inside the text tower's trainable stages
     precision: str = "no"  # mixed precision, in training and in use: "no", "bf16" or "fp16"
@@ -42,6 +44,7 @@ class HeadConfig:
     dim: int = 256  # width of the shared space
     dropout: float = 0.1  # inside an "mlp" head
     image_dropout: float = 0.0  # of the image features on their way into the head
+    text_dropout: float = 0.0  # of the text features, likewise
     temperature: float = 0.07  # at the start; the logit scale is its inverse
     learn_temperature: bool = True
     max_scale: float = 100.0  # the logit scale's upper bound (CLIP, section 2.5)
@@ -76,8 +79,9 @@ class TrainConfig:
     """Batches, optimiser, schedule and augmentation."""
 
     epochs: int = 30
+    locked_epochs: int = 0  # of a first run with locked towers, whose heads this run starts from
     batch_size: int = 128  # images
-    captions_per_image: int = 1  # in a batch; more than one needs a loss with several positives
+    captions_per_image: int = 1  # at most, in a batch; two need a loss with several positives
     chunk_size: int | None = None  # two-pass gradients (GradCache) in chunks of so many images
     lr_heads: float = 1e-3
     lr_image: float = 2e-4

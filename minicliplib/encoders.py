@@ -1,9 +1,9 @@
 """The two towers: pretrained encoders as lists of stages.
 
-*An encoder is a list of stages; the first ``frozen`` ones run once and are cached, the rest train.*
-Locked towers (LiT, Zhai et al. 2022) freeze every stage, full fine-tuning freezes none, and any
-number in between works too. Frozen means frozen: no gradient, eval mode, batch-norm statistics
-fixed.
+*An encoder is a list of stages; the first ``frozen`` ones run once and are cached, the rest train;
+the head reads the pooled output of one stage or of several.* Locked towers (LiT, Zhai et al. 2022)
+freeze every stage, full fine-tuning freezes none, and any number in between works too. Frozen means
+frozen: no gradient, eval mode, batch-norm statistics fixed.
 """
 
 import os
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,22 +23,44 @@ from .datasets.views import square_view
 if TYPE_CHECKING:
     from .interop.pretrained import Stage
 
+
 ImageLike = str | Path | Image.Image
+
+
+class Hidden(NamedTuple):
+    """What the frozen stages of a tower give for B inputs; this is what we cache.
+
+    ``state`` (B, ...) goes on into the trainable stages; of a locked tower it is empty, (B, 0).
+    ``pooled`` (B, R) is what the head reads of the frozen stages; R is 0 where it reads none.
+    """
+
+    state: Tensor
+    pooled: Tensor
+
+    def rows(self, which: slice | Tensor) -> "Hidden":
+        """Return some of the B inputs."""
+        return Hidden(self.state[which], self.pooled[which])
 
 
 class Encoder(nn.Module):
     """A pretrained model cut into ``stages``, a list of ``(name, steps)``; the base of both towers.
 
-    The first ``frozen`` stages are the trunk, the others are the trainable top. The pooled output
-    is ``dim`` wide.
+    The first ``frozen`` stages are the trunk, the others are the trainable top. ``reads`` are the
+    numbers of the stages whose pooled outputs the head reads, side by side: ``dim`` numbers in all.
     """
 
     model: Any  # a model of timm or transformers
     # The type in which autocast runs the stages, or None. They always return float32.
     precision: torch.dtype | None = None
 
-    def __init__(self, model: nn.Module, stages: list["Stage"], dim: int, trainable: int):
+    dim: int
+
+    def __init__(self, model: nn.Module, stages: list["Stage"], trainable: int, reads: str):
         super().__init__()
+        self.reads = stage_numbers(stages, reads)
+        # What comes after the last stage that is read has no part in anything.
+        unread = stages[self.reads[-1] + 1 :]
+        stages = stages[: self.reads[-1] + 1]
         if not -1 <= trainable <= len(stages):
             names = ", ".join(name for name, _ in stages)
             raise ValueError(
@@ -47,13 +69,14 @@ class Encoder(nn.Module):
             )
         self.model = model
         self.stages = stages
-        self.dim = dim
         self.frozen = 0 if trainable == -1 else len(stages) - trainable
 
         # What belongs to no stage, such as a position embedding, freezes with the first one.
         model.requires_grad_(self.frozen == 0)
-        for module in self.modules_from(self.frozen):
+        for module in modules_of(stages[self.frozen :]):
             module.requires_grad_(True)
+        for module in modules_of(unread):
+            module.requires_grad_(False)
         self.train(False)
 
     @property
@@ -63,10 +86,7 @@ class Encoder(nn.Module):
 
     def modules_from(self, start: int) -> list[nn.Module]:
         """Return the modules of the stages from ``start`` on."""
-        modules = []
-        for _, steps in self.stages[start:]:
-            modules += [step for step in steps if isinstance(step, nn.Module)]
-        return modules
+        return modules_of(self.stages[start:])
 
     def train(self, mode: bool = True) -> "Encoder":
         """Set train mode on the trainable top only; batch-norm statistics never change."""
@@ -90,32 +110,66 @@ class Encoder(nn.Module):
                     x = self._step(step, x, mask)
         return x.float() if x.is_floating_point() else x
 
+    def run_and_read(
+        self, x: Tensor, mask: Tensor | None = None, start: int = 0, stop: int | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run stages ``start`` to ``stop`` -> hidden state, and what the head reads on the way."""
+        pooled = []
+        stop = len(self.stages) if stop is None else stop
+        for stage in self.reads:
+            if start <= stage < stop:
+                x = self.run(x, mask, start, stage + 1)
+                pooled.append(self.pool(x, mask))
+                start = stage + 1
+        return self.run(x, mask, start, stop), pooled
+
     @torch.no_grad()
-    def trunk(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Run the frozen stages, without a gradient: input (B, ...) -> hidden state.
+    def trunk(self, x: Tensor, mask: Tensor | None = None) -> Hidden:
+        """Run the frozen stages, without a gradient: input (B, ...) -> what we cache."""
+        state, pooled = self.run_and_read(x, mask, 0, self.frozen)
+        nothing = torch.zeros(len(x), 0, device=x.device)
+        return Hidden(nothing if self.locked else state, torch.cat([nothing, *pooled], 1))
 
-        This hidden state is what we cache. In a locked tower all stages are frozen, so the trunk
-        pools as well: (B, dim).
-        """
-        hidden = self.run(x, mask, stop=self.frozen)
-        return self.pool(hidden, mask) if self.locked else hidden
-
-    def top(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Run the trainable stages and pool: hidden state of the trunk -> (B, dim)."""
+    def top(self, hidden: Hidden, mask: Tensor | None = None) -> Tensor:
+        """Run the trainable stages: what the trunk gave -> all that the head reads (B, dim)."""
         if self.locked:
-            return hidden.flatten(1)
-        return self.pool(self.run(hidden, mask, self.frozen), mask)
+            return hidden.pooled
+        _, pooled = self.run_and_read(hidden.state, mask, self.frozen)
+        return torch.cat([hidden.pooled, *pooled], 1)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Input (B, ...) -> pooled features (B, dim)."""
+        """Input (B, ...) -> all that the head reads (B, dim)."""
         return self.top(self.trunk(x, mask), mask)
 
     def _step(self, step: Callable, x: Tensor, mask: Tensor | None) -> Tensor:
         raise NotImplementedError
 
     def pool(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Pool the last hidden state: (B, ...) -> (B, dim)."""
+        """Pool the hidden state after any stage: (B, ...) -> one vector each."""
         raise NotImplementedError
+
+
+def modules_of(stages: list["Stage"]) -> list[nn.Module]:
+    """Return the modules among the steps of some stages."""
+    modules = []
+    for _, steps in stages:
+        modules += [step for step in steps if isinstance(step, nn.Module)]
+    return modules
+
+
+def stage_numbers(stages: list["Stage"], reads: str) -> list[int]:
+    """Return the numbers of the stages that ``reads`` names, such as "layer3+last", ascending."""
+    names = [name for name, _ in stages]
+    numbers = set()
+    for read in reads.split("+"):
+        if read == "last":
+            numbers.add(len(names) - 1)
+        elif read in names:
+            numbers.add(names.index(read))
+        else:
+            known = ", ".join(names)
+            raise ValueError(f"There is no stage {read!r} to read. Stages: {known}, or last.")
+    return sorted(numbers)
 
 
 class ImageEncoder(Encoder):
@@ -123,14 +177,19 @@ class ImageEncoder(Encoder):
 
     mean: Tensor
     std: Tensor
+    state_shape: torch.Size  # of what the trunk gives for one image, its state
 
     def __init__(
-        self, name: str = "efficientnet_lite0", trainable: int = 0, pretrained: bool = True
+        self,
+        name: str = "efficientnet_lite0",
+        trainable: int = 0,
+        reads: str = "last",
+        pretrained: bool = True,
     ):
         from .interop.pretrained import load_image_model
 
         model, stages, settings = load_image_model(name, pretrained)
-        super().__init__(model, stages, model.head_hidden_size, trainable)
+        super().__init__(model, stages, trainable, reads)
 
         # The size and the normalisation that the model was pretrained with.
         self.size: int = settings["input_size"][-1]
@@ -138,6 +197,15 @@ class ImageEncoder(Encoder):
             values = torch.tensor(settings[statistic]).view(1, 3, 1, 1)
             self.register_buffer(statistic, values, persistent=False)
         self.to(memory_format=torch.channels_last)  # about 1.5 times faster on a CPU
+
+        self._look_at_empty_image()
+
+    @torch.no_grad()
+    def _look_at_empty_image(self) -> None:
+        """See what the trunk gives, and how much the head reads."""
+        hidden = self.trunk(torch.zeros(1, 3, self.size, self.size))
+        self.state_shape = hidden.state.shape[1:]
+        self.dim = self.top(hidden).shape[1]
 
     def _step(self, step: Callable, x: Tensor, mask: Tensor | None) -> Tensor:
         return step(x)
@@ -184,6 +252,7 @@ class TextEncoder(Encoder):
         self,
         name: str = "minilm",
         trainable: int = 0,
+        reads: str = "last",
         max_tokens: int = 40,
         dropout: float = 0.0,
         pretrained: bool = True,
@@ -191,7 +260,8 @@ class TextEncoder(Encoder):
         from .interop.pretrained import load_text_model
 
         model, stages, tokenizer = load_text_model(name, dropout, pretrained)
-        super().__init__(model, stages, model.config.hidden_size, trainable)
+        super().__init__(model, stages, trainable, reads)
+        self.dim = model.config.hidden_size * len(self.reads)
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
 
@@ -213,13 +283,13 @@ class TextEncoder(Encoder):
         out = step(x, attention_mask=bias)
         return out[0] if isinstance(out, tuple) else out
 
-    def top(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Run the trainable stages and pool: (B, T, dim) and mask (B, T) -> (B, dim).
+    def top(self, hidden: Hidden, mask: Tensor | None = None) -> Tensor:
+        """Run the trainable stages: states (B, T, D) and mask (B, T) -> all read (B, dim).
 
         Captions of like length run together, which saves half of the padding.
         """
         if self.locked:
-            return hidden.flatten(1)
+            return hidden.pooled
         assert mask is not None, "a text tower needs a mask"
         positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
         lengths = (mask * positions).amax(1)  # up to the last token that counts
@@ -227,12 +297,13 @@ class TextEncoder(Encoder):
         pooled = []
         for rows in groups:
             longest = int(lengths[rows].max())
-            pooled.append(super().top(hidden[rows, :longest], mask[rows, :longest]))
+            shorter = Hidden(hidden.state[rows, :longest], hidden.pooled[rows])
+            pooled.append(super().top(shorter, mask[rows, :longest]))
         back_in_order = torch.cat(groups).argsort()
         return torch.cat(pooled)[back_in_order]
 
     def pool(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Average the tokens that count: (B, T, dim) and mask (B, T) -> (B, dim)."""
+        """Average the tokens that count: (B, T, D) and mask (B, T) -> (B, D)."""
         assert mask is not None, "a text tower needs a mask"
         weights = mask.to(hidden.dtype).unsqueeze(-1)  # (B, T, 1)
         return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)

@@ -3,6 +3,7 @@
 Training starts from these hidden states, so an epoch costs only the trainable stages and the heads.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .datasets.base import CaptionedImages
-from .encoders import Encoder
+from .encoders import Encoder, Hidden
 from .model import MiniCLIP
 from .paths import show_bars
 
@@ -51,32 +52,44 @@ class Features:
             return
 
         image_key = self._key(model.image_encoder, data.images)
-        text_key = self._key(model.text_encoder, self.captions)
         self.images = []
         for view in range(views):
             self.images.append(self._image_states(view, views, image_key))
-        # The tokens of caption j are those from starts[j] up to starts[j + 1].
-        self.starts = self._stored("starts", text_key, self._write_token_starts)
-        self.tokens = self._stored("tokens", text_key, self._write_token_states)
 
-    def image_batch(self, rows: np.ndarray, views: np.ndarray | None = None) -> Tensor:
-        """Rows of images, each in its view (default: plain) -> hidden states (B, ...)."""
+        text_key = self._key(model.text_encoder, self.captions)
+        # What the head reads of the frozen stages, a row for each caption.
+        if model.text_encoder.reads[0] < model.text_encoder.frozen:
+            self.pooled_text = self._stored("pooled", text_key, self._write_pooled_texts)
+        else:
+            self.pooled_text = np.zeros((len(self.captions), 0), self.dtype)
+        if not model.text_encoder.locked:
+            # The tokens of caption j are those from starts[j] up to starts[j + 1].
+            self.starts = self._stored("starts", text_key, self._write_token_starts)
+            self.tokens = self._stored("tokens", text_key, self._write_token_states)
+
+    def image_batch(self, rows: np.ndarray, views: np.ndarray | None = None) -> Hidden:
+        """Rows of images, each in its view (default: plain) -> what the frozen stages give."""
         if views is None:
             views = np.zeros(len(rows), dtype=int)
         if not self.cache:
             encoder = self.model.image_encoder
             images = [self.data.images[row] for row in rows]
             return encoder.trunk(encoder.prepare(images, views.tolist(), rows.tolist()))
-        hidden = np.stack([self.images[v][row] for v, row in zip(views, rows, strict=True)])
-        return torch.from_numpy(hidden).to(self.model.device).float()
+        stored = np.stack([self.images[v][row] for v, row in zip(views, rows, strict=True)])
+        return self._unpacked(torch.from_numpy(stored).to(self.model.device).float())
 
-    def text_batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Rows of captions -> hidden states (B, T, D), padded with zeros, and mask (B, T).
+    def text_batch(self, rows: np.ndarray) -> tuple[Hidden, Tensor]:
+        """Rows of captions -> what the frozen stages give, and mask (B, T).
 
-        A tower without frozen stages gives token ids (B, T).
+        The states (B, T, D) are padded with zeros. A tower without frozen stages gives token ids
+        (B, T), and a locked one no states at all.
         """
         if not self.cache:
             return self._run_text(rows)
+        pooled = torch.from_numpy(self.pooled_text[rows]).to(self.model.device).float()
+        if self.model.text_encoder.locked:
+            nothing = pooled[:, :0]
+            return Hidden(nothing, pooled), torch.ones_like(pooled[:, :1]).long()
         lengths = self.starts[rows + 1] - self.starts[rows]
         shape = (len(rows), lengths.max(), *self.tokens.shape[1:])
         hidden = np.zeros(shape, self.tokens.dtype)
@@ -86,18 +99,25 @@ class Features:
         counts = np.arange(shape[1]) < lengths[:, None]  # (B, T): does a token count?
         mask = torch.from_numpy(counts).long().to(self.model.device)
         states = torch.from_numpy(hidden).to(self.model.device)
-        return states.float() if states.is_floating_point() else states, mask
+        if states.is_floating_point():
+            states = states.float()
+        return Hidden(states, pooled), mask
 
     @torch.inference_mode()
     def teacher_text(self) -> np.ndarray:
-        """Return unit vectors (M, D) of the captions by the whole text tower, as it is now."""
+        """Return unit vectors (M, D) of the captions by the text tower as it is, its last stage."""
         encoder = self.model.text_encoder.eval()
+        width = encoder.dim // len(encoder.reads)
+        if self.cache and encoder.locked:
+            last = torch.from_numpy(self.pooled_text[:, -width:]).float()
+            return F.normalize(last, dim=-1).numpy()
 
         def write(part: Path) -> None:
-            out = open_memmap(part, "w+", np.float32, (len(self.captions), encoder.dim))
+            out = open_memmap(part, "w+", np.float32, (len(self.captions), width))
             for rows in self._by_length():
                 ids, mask = encoder.prepare([self.captions[row] for row in rows])
-                out[rows] = F.normalize(encoder(ids, mask), dim=-1).cpu()
+                last = encoder.pool(encoder.run(ids, mask), mask)
+                out[rows] = F.normalize(last, dim=-1).cpu()
             out.flush()
 
         key = self._key(encoder, self.captions, whole=True)
@@ -121,7 +141,10 @@ class Features:
         return feature_key(encoder, items, self.dtype, whole)
 
     def _image_states(self, view: int, views: int, key: str) -> np.ndarray:
-        """Return the hidden states of all images in one of so many views: (N, ...)."""
+        """Return what the frozen stages give for all images in one of so many views: (N, ...).
+
+        Each row holds an image's state, flattened, and after it what the head reads.
+        """
         images = self.data.images
         encoder = self.model.image_encoder
 
@@ -133,13 +156,33 @@ class Features:
                 rows = range(start, min(start + IMAGES_AT_A_TIME, len(images)))
                 batch = [images[row] for row in rows]
                 hidden = encoder.trunk(encoder.prepare(batch, [view] * len(rows), rows))
+                packed = torch.cat([hidden.state.flatten(1), hidden.pooled], 1)
                 if out is None:
-                    out = open_memmap(part, "w+", self.dtype, (len(images), *hidden.shape[1:]))
-                out[start : rows.stop] = hidden.cpu().numpy()
+                    out = open_memmap(part, "w+", self.dtype, (len(images), packed.shape[1]))
+                out[start : rows.stop] = packed.cpu().numpy()
             assert out is not None, "a dataset has at least one image"
             out.flush()
 
         return self._stored(f"view{view}", key, write, arrays=views)
+
+    def _unpacked(self, rows: Tensor) -> Hidden:
+        """Take apart what :meth:`_image_states` has stored."""
+        shape = self.model.image_encoder.state_shape
+        size = math.prod(shape)
+        return Hidden(rows[:, :size].unflatten(1, shape), rows[:, size:])
+
+    def _write_pooled_texts(self, part: Path) -> None:
+        """Write what the head reads of the frozen stages for all captions: (M, R)."""
+        out = None
+        title = f"{self.data.split} captions, pooled"
+        for rows in tqdm(self._by_length(), title, disable=not self.progress):
+            hidden, _ = self._run_text(rows)
+            if out is None:
+                shape = (len(self.captions), hidden.pooled.shape[1])
+                out = open_memmap(part, "w+", self.dtype, shape)
+            out[rows] = hidden.pooled.cpu().numpy()
+        assert out is not None, "a dataset has at least one caption"
+        out.flush()
 
     def _write_token_states(self, part: Path) -> None:
         """Write the hidden states of all captions, one after the other: (all tokens, D)."""
@@ -147,11 +190,12 @@ class Features:
         title = f"{self.data.split} captions"
         for rows in tqdm(self._by_length(), title, disable=not self.progress):
             hidden, mask = self._run_text(rows)
+            state = hidden.state
             if out is None:
-                dtype = self.dtype if hidden.is_floating_point() else np.int64
-                out = open_memmap(part, "w+", dtype, (int(self.starts[-1]), *hidden.shape[2:]))
+                dtype = self.dtype if state.is_floating_point() else np.int64
+                out = open_memmap(part, "w+", dtype, (int(self.starts[-1]), *state.shape[2:]))
             lengths = mask.sum(1).tolist()
-            for row, states, length in zip(rows, hidden.cpu().numpy(), lengths, strict=True):
+            for row, states, length in zip(rows, state.cpu().numpy(), lengths, strict=True):
                 start = self.starts[row]
                 out[start : start + length] = states[:length]
         assert out is not None, "a dataset has at least one caption"
@@ -159,25 +203,21 @@ class Features:
 
     def _write_token_starts(self, part: Path) -> None:
         """Write where each caption's tokens start, and where the last one's end: (M + 1,)."""
-        lengths = np.ones(len(self.captions), dtype=int)  # a locked tower gives one vector each
+        lengths = np.zeros(len(self.captions), dtype=int)
         encoder = self.model.text_encoder
-        if not encoder.locked:
-            for rows in self._by_length():
-                _, mask = encoder.prepare([self.captions[row] for row in rows])
-                lengths[rows] = mask.sum(1).cpu()
+        for rows in self._by_length():
+            _, mask = encoder.prepare([self.captions[row] for row in rows])
+            lengths[rows] = mask.sum(1).cpu()
         out = open_memmap(part, "w+", np.int64, (len(lengths) + 1,))
         out[0] = 0
         out[1:] = np.cumsum(lengths)
         out.flush()
 
-    def _run_text(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Run the frozen stages on rows of captions -> hidden states and mask."""
+    def _run_text(self, rows: np.ndarray) -> tuple[Hidden, Tensor]:
+        """Run the frozen stages on rows of captions -> what they give, and mask."""
         encoder = self.model.text_encoder
         ids, mask = encoder.prepare([self.captions[row] for row in rows])
-        hidden = encoder.trunk(ids, mask)
-        if encoder.locked:  # it has pooled: sequences of one token
-            return hidden.unsqueeze(1), torch.ones_like(mask[:, :1])
-        return hidden, mask
+        return encoder.trunk(ids, mask), mask
 
     def _by_length(self) -> list[np.ndarray]:
         """Return rows of captions in batches of like length, which need little padding."""

@@ -15,9 +15,9 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .config import Config, HeadConfig
+from .config import Config, EncoderConfig, HeadConfig
 from .datasets.views import prefetch
-from .encoders import ImageEncoder, ImageLike, TextEncoder, check_texts
+from .encoders import Hidden, ImageEncoder, ImageLike, TextEncoder, check_texts
 from .paths import show_bars
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,6 +51,16 @@ class ProjectionHead(nn.Module):
         return self.norm(x + self.residual(x))
 
 
+def image_tower(encoders: EncoderConfig, pretrained: bool = True) -> ImageEncoder:
+    """Build the image tower of these settings: one tower, or several joined by a plus."""
+    kind = ImageEncoder
+    if "+" in encoders.image and not Path(encoders.image).is_dir():
+        from .interop.side_by_side import SideBySide
+
+        kind = SideBySide
+    return kind(encoders.image, encoders.image_trainable, encoders.image_reads, pretrained)
+
+
 class MiniCLIP(nn.Module, PyTorchModelHubMixin):
     """An image tower and a text tower that share one space.
 
@@ -69,10 +79,11 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         precision = precision_of(encoders.precision)
 
         # Two towers ...
-        self.image_encoder = ImageEncoder(encoders.image, encoders.image_trainable, pretrained)
+        self.image_encoder = image_tower(encoders, pretrained)
         self.text_encoder = TextEncoder(
             encoders.text,
             encoders.text_trainable,
+            encoders.text_reads,
             encoders.max_tokens,
             encoders.text_dropout,
             pretrained,
@@ -83,7 +94,7 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         # ... a projection head on each ...
         self.dim = heads.dim
         self.image_head = ProjectionHead(self.image_encoder.dim, heads, heads.image_dropout)
-        self.text_head = ProjectionHead(self.text_encoder.dim, heads)
+        self.text_head = ProjectionHead(self.text_encoder.dim, heads, heads.text_dropout)
 
         # ... and one number that scales the cosines, kept as its logarithm.
         log_scale = torch.tensor(-math.log(heads.temperature))
@@ -97,7 +108,7 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         return self.logit_scale.device
 
     def forward(
-        self, image_hidden: Tensor, text_hidden: Tensor, text_mask: Tensor
+        self, image_hidden: Hidden, text_hidden: Hidden, text_mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Trunk outputs of B images and M captions -> unit vectors (B, E), (M, E), the scale."""
         image_vectors = self.project_image(image_hidden)
@@ -115,12 +126,12 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         """
         self.logit_scale.data.clamp_(max=math.log(self.config.heads.max_scale) - 1e-6)
 
-    def project_image(self, hidden: Tensor) -> Tensor:
-        """Trunk output -> unit vectors (B, E) float32."""
+    def project_image(self, hidden: Hidden) -> Tensor:
+        """Trunk output of B images -> unit vectors (B, E) float32."""
         return F.normalize(self.image_head(self.image_encoder.top(hidden)).float(), dim=-1)
 
-    def project_text(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Trunk output (B, T, D) and mask (B, T) -> unit vectors (B, E) float32."""
+    def project_text(self, hidden: Hidden, mask: Tensor) -> Tensor:
+        """Trunk output of B captions and mask (B, T) -> unit vectors (B, E) float32."""
         return F.normalize(self.text_head(self.text_encoder.top(hidden, mask)).float(), dim=-1)
 
     @torch.inference_mode()

@@ -13,7 +13,7 @@ resumed run ends like an unbroken one (but for fp16, whose scaling of gradients 
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from .config import Config, set_seed
 from .datasets.base import CaptionedImages, Splits
+from .encoders import Hidden
 from .features import Features
 from .loss import config_loss
 from .model import MiniCLIP, load
@@ -99,7 +100,7 @@ def train_run(
 ) -> Run:
     """Train one run, epoch by epoch, and return its best one; see :func:`fit`."""
     from .analysis.measures import dev_recalls
-    from .scale import runs
+    from .scale import runs, warm_start
 
     history = runs.read_history(folder, config, data)
     if runs.is_finished(history, config):
@@ -113,6 +114,8 @@ def train_run(
     readable = runs.leave_out_unreadable(data)  # the run's name is that of the data as given
     set_seed(config.seed)
     model = MiniCLIP(config).to(accelerator.device)
+    if config.train.locked_epochs and not history:
+        warm_start.start_from_locked_towers(model, folder, data, cache, progress)
     features = Features(model, readable.train, config.features.views, cache, progress)
     dev_features = Features(model, readable.dev, 1, cache, progress)
     trainer = Trainer(config, model, features, accelerator)
@@ -127,9 +130,7 @@ def train_run(
                 row = trainer.train_epoch(len(history), bar)
 
                 # Measure on dev, and keep the weights if they are the best so far.
-                average = trainer.average
-                dev_weights = average.put_into(model) if average else nullcontext()
-                with dev_weights:
+                with trainer.averaged_weights():
                     if is_main:
                         row |= dev_recalls(model, dev_features)
                     row = broadcast_object_list([row])[0]  # all processes stop at the same epoch
@@ -233,6 +234,10 @@ class Trainer:
             "peak_gib": peak_gib(),
         }
 
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Put the averaged weights into the model for a while, if there are any."""
+        return self.average.put_into(self.model) if self.average else nullcontext()
+
     def _own_share(self, batch: "Batch") -> "Batch":
         """Return this process's part of a batch: all of it where there is one process."""
         if self.accelerator.num_processes == 1:
@@ -285,30 +290,32 @@ def epoch_batches(config: Config, features: Features, epoch: int) -> Iterator[Ba
         captions = []
         for row in rows:
             count = first[row + 1] - first[row]
-            captions.append(first[row] + rng.choice(count, per_image, replace=False))
+            captions.append(first[row] + rng.choice(count, min(per_image, count), replace=False))
         views = rng.integers(config.features.views, size=size)
-        image_of_caption = np.repeat(np.arange(size), per_image)
+        image_of_caption = np.repeat(np.arange(size), [len(own) for own in captions])
         yield Batch(rows, views, np.concatenate(captions), image_of_caption)
 
 
 def augment(
-    config: Config, image: Tensor, mask: Tensor, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
+    config: Config, image: Hidden, mask: Tensor, rng: np.random.Generator
+) -> tuple[Hidden, Tensor]:
     """Vary cached states: cut maps (B, C, H, W) and hide words (B, T).
 
     A map is cut to a random window, and mirrored half of the time. A state that is not a map stays
-    as it is.
+    as it is, and so does what the head reads of the frozen stages.
     """
     share = config.train.map_crop
-    if share < 1 and image.ndim == 4:
-        height, width = image.shape[-2:]
+    if share < 1 and image.state.ndim == 4:
+        maps = image.state
+        height, width = maps.shape[-2:]
         h = round(height * share)
         w = round(width * share)
         y = rng.integers(height - h + 1)
         x = rng.integers(width - w + 1)
-        image = image[:, :, y : y + h, x : x + w]
+        maps = maps[:, :, y : y + h, x : x + w]
         if rng.random() < 0.5:
-            image = image.flip(-1)
+            maps = maps.flip(-1)
+        image = Hidden(maps, image.pooled)
     if config.train.word_dropout:
         keep = torch.from_numpy(rng.random(mask.shape) >= config.train.word_dropout).to(mask)
         keep[:, 0] = 1  # every caption keeps a token

@@ -6,9 +6,11 @@ import transformers
 from PIL import Image, ImageOps
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from tower_files import VOCABULARY, write_tokenizer
+from tower_files import VOCABULARY, load_only_once, write_tokenizer
 
-from minicliplib.encoders import Encoder, ImageEncoder, TextEncoder
+import minicliplib as mc
+from minicliplib.encoders import Encoder, Hidden, ImageEncoder, TextEncoder
+from minicliplib.interop.side_by_side import SideBySide
 
 TEXTS = [
     "A dog.",
@@ -115,8 +117,202 @@ def test_captions_bucketed_by_length_are_the_same_captions(trainable):
     ids, mask = encoder.prepare(texts)
     with torch.no_grad():
         hidden = encoder.trunk(ids, mask)
-        plain = encoder.pool(encoder.run(hidden, mask, encoder.frozen), mask)
+        plain = encoder.pool(encoder.run(hidden.state, mask, encoder.frozen), mask)
         assert torch.allclose(encoder.top(hidden, mask), plain, atol=1e-5)
+
+
+# ---- what the head reads -------------------------------------------------------------------------
+
+# Stages of each tower, from the first to one before the last.
+IMAGE_READS = {
+    "efficientnet_lite0": "stem+block9+block15",
+    "resnet18": "block1+block6+last",
+    "vit_tiny_patch16_224": "stem+block4+norm",
+}
+
+
+def random_tower(name: str, trainable: int, reads: str) -> ImageEncoder:
+    """Return a tower of the same random weights each time, none of them 0.
+
+    The last norm of a new ResNet's block is 0, so that blocks do nothing.
+    """
+    mc.set_seed(0)
+    encoder = ImageEncoder(name, trainable, reads, pretrained=False)
+    for module in encoder.modules():
+        if isinstance(module, _BatchNorm):
+            module.weight.data.uniform_(0.5, 1.5)
+    return encoder
+
+
+def read_one_by_one(encoder: Encoder, x: torch.Tensor, mask: torch.Tensor | None = None):
+    """Return what the head reads, each stage by a run of its own from the input on."""
+    pooled = []
+    for stage in encoder.reads:
+        pooled.append(encoder.pool(encoder.run(x, mask, 0, stage + 1), mask))
+    return torch.cat(pooled, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IMAGE_READS)
+def test_an_image_tower_cut_anywhere_reads_the_same_stages(name):
+    whole = random_tower(name, 0, IMAGE_READS[name])
+    batch = pixels(whole)
+    expected = read_one_by_one(whole, batch)
+    assert whole.dim == expected.shape[1]
+    assert len(whole.reads) == 3
+    shares = set()  # how many of the features come from the trunk
+    for trainable in range(-1, len(whole.stages) + 1):
+        cut = random_tower(name, trainable, IMAGE_READS[name])
+        hidden = cut.trunk(batch)
+        assert hidden.state.shape[1:] == cut.state_shape
+        shares.add(hidden.pooled.shape[1])
+        with torch.no_grad():
+            assert torch.equal(cut.top(hidden), expected)
+    assert len(shares) == 4
+
+
+@pytest.mark.parametrize("reads", ["layer2+layer5", "embeddings+layer6", "layer4"])
+def test_a_text_tower_cut_anywhere_reads_the_same_stages(reads, monkeypatch):
+    load_only_once(monkeypatch, "load_text_model")
+    whole = TextEncoder(reads=reads)
+    ids, mask = whole.prepare(TEXTS)
+    expected = read_one_by_one(whole, ids, mask)
+    assert whole.dim == expected.shape[1] == 384 * len(whole.reads)
+    for trainable in range(-1, len(whole.stages) + 1):
+        cut = TextEncoder(trainable=trainable, reads=reads)
+        with torch.no_grad():
+            assert torch.allclose(cut(ids, mask), expected, atol=1e-5)
+
+
+def test_the_trunk_gives_what_is_read_below_the_cut_and_the_top_the_rest():
+    encoder = random_tower("resnet18", 3, "block2+block6+block8")
+    batch = pixels(encoder)
+    with torch.no_grad():
+        hidden = encoder.trunk(batch)
+        read = encoder.top(hidden)
+        assert torch.equal(hidden.state, encoder.run(batch, None, 0, 6))
+    # after layer1, layer3 and layer4
+    assert encoder.dim == 64 + 256 + 512
+    assert hidden.pooled.shape == (2, 64)
+    assert torch.equal(read[:, :64], hidden.pooled)
+    # The state alone decides on the rest.
+    with torch.no_grad():
+        assert torch.equal(encoder.top(Hidden(hidden.state, -hidden.pooled))[:, 64:], read[:, 64:])
+
+
+def test_a_locked_tower_keeps_no_state_and_a_free_one_reads_nothing_below():
+    locked = random_tower("resnet18", 0, "block2+last")
+    hidden = locked.trunk(pixels(locked))
+    assert hidden.state.shape == (2, 0)
+    assert hidden.pooled.shape == (2, locked.dim) == (2, 576)
+
+    free = random_tower("resnet18", -1, "block2+last")
+    hidden = free.trunk(pixels(free))
+    assert torch.equal(hidden.state, pixels(free))
+    assert hidden.pooled.shape == (2, 0)
+
+
+def test_reads_by_any_name_and_in_any_order_are_one_set_of_stages():
+    orders = ("block3+last", "last+block3", "block8+block3+last")
+    for reads in orders:
+        assert ImageEncoder("resnet18", 0, reads, pretrained=False).reads == [3, 8]
+    assert ImageEncoder("resnet18", pretrained=False).reads == [8]
+
+
+@pytest.mark.parametrize("reads", ["block3+block17", "", "block3, last", "layer3"])
+def test_a_stage_that_is_not_there_is_named_beside_those_that_are(reads):
+    unknown = {"block3+block17": "block17"}.get(reads, reads)
+    with pytest.raises(ValueError, match=f"'{unknown}'.* stem, block1, .*block8, or last"):
+        ImageEncoder("resnet18", 0, reads, pretrained=False)
+
+
+def test_stages_after_the_last_one_that_is_read_are_gone():
+    text = TextEncoder(trainable=1, reads="layer2+layer4")
+    assert [name for name, _ in text.stages][-1] == "layer4"
+    assert text.frozen == 4
+    # So the one that trains is the fourth layer.
+    trained = {name for name, p in text.named_parameters() if p.requires_grad}
+    assert trained
+    assert all(name.startswith("model.encoder.layer.3.") for name in trained)
+    with pytest.raises(ValueError, match=r"5, not 6.* layer4\."):
+        TextEncoder(trainable=6, reads="layer4")
+
+
+@pytest.mark.parametrize("trainable", [-1, 7])
+def test_no_stage_after_the_last_one_that_is_read_waits_for_a_gradient(trainable):
+    encoder = random_tower("resnet18", trainable, "block2+block6")
+    encoder(pixels(encoder)).square().mean().backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.requires_grad == (parameter.grad is not None), name
+
+
+def test_reads_below_the_cut_send_no_gradient_into_frozen_stages():
+    encoder = random_tower("resnet18", 2, "block2+block7+last").train()
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    optimiser = torch.optim.AdamW(encoder.parameters(), 1e-2)
+    encoder(pixels(encoder)).square().mean().backward()
+    optimiser.step()
+    after = encoder.state_dict()
+    changed = {name for name in before if not torch.equal(after[name], before[name])}
+    assert changed == {name for name, p in encoder.named_parameters() if p.requires_grad}
+    assert {name.split(".")[1] for name in changed} == {"layer4"}
+
+
+# ---- towers side by side -------------------------------------------------------------------------
+
+PAIR = "efficientnet_lite1+efficientnet_lite2"
+
+
+@pytest.mark.slow
+def test_towers_side_by_side_are_both_towers_at_one_size(photo):
+    reads = "block9+last"
+    pair = SideBySide(PAIR, 0, reads)
+    towers = [ImageEncoder(name, 0, reads) for name in PAIR.split("+")]
+    batch = pair.prepare([photo, photo.rotate(90)])
+    assert batch.shape == (2, 3, 260, 260)
+    # the size that the larger of the two wants
+    assert torch.equal(batch, towers[1].prepare([photo, photo.rotate(90)]))
+
+    with torch.no_grad():
+        # The channels of both at one stage, and after them those at the next.
+        one, other = (tower(batch) for tower in towers)
+        width, other_width = one.shape[1] - 1280, other.shape[1] - 1280
+        expected = [one[:, :width], other[:, :other_width], one[:, width:], other[:, other_width:]]
+        assert torch.allclose(pair(batch), torch.cat(expected, 1), atol=1e-5)
+        maps = [tower.run(batch, None, 0, 7) for tower in towers]
+        assert torch.equal(pair.run(batch, None, 0, 7), torch.cat(maps, 1))
+    assert pair.dim == width + other_width + 2 * 1280
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainable", [-1, 1, 9, 22, 23])
+def test_towers_side_by_side_can_be_cut_anywhere(trainable):
+    mc.set_seed(0)
+    whole = SideBySide(PAIR, 0, "block5+block14+last", pretrained=False)
+    mc.set_seed(0)
+    cut = SideBySide(PAIR, trainable, "block5+block14+last", pretrained=False)
+    batch = pixels(whole)
+    with torch.no_grad():
+        hidden = cut.trunk(batch)
+        assert hidden.state.shape[1:] == cut.state_shape
+        assert torch.allclose(cut.top(hidden), whole(batch), atol=1e-5)
+    assert [name for name, _ in cut.stages] == ["stem", *blocks(21), "head"]
+
+
+@pytest.mark.slow
+def test_the_top_stages_of_both_towers_side_by_side_train():
+    pair = SideBySide(PAIR, 2, pretrained=False).train()
+    before = {name: tensor.clone() for name, tensor in pair.state_dict().items()}
+    optimiser = torch.optim.AdamW(pair.parameters(), 1e-2)
+    pair(pixels(pair)).square().mean().backward()
+    optimiser.step()
+    after = pair.state_dict()
+    changed = {name for name in before if not torch.equal(after[name], before[name])}
+    assert changed == {name for name, p in pair.named_parameters() if p.requires_grad}
+    # the last block and the head of each, and no weight is there twice
+    assert all(name.startswith("model.") for name in before)
+    parts = {tuple(name.split(".")[1:3]) for name in changed}
+    assert parts == {(tower, part) for tower in "01" for part in ("blocks", "conv_head", "bn2")}
 
 
 # ---- how many stages train -----------------------------------------------------------------------
@@ -178,7 +374,7 @@ def test_train_mode_reaches_the_top_only():
     # no dropout in the frozen stages, and some in the others
     ids, mask = encoder.prepare(TEXTS)
     hidden = encoder.trunk(ids, mask)
-    assert torch.equal(hidden, encoder.trunk(ids, mask))
+    assert torch.equal(hidden.state, encoder.trunk(ids, mask).state)
     assert not torch.equal(encoder.top(hidden, mask), encoder.top(hidden, mask))
 
     encoder.eval()

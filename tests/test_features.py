@@ -43,6 +43,64 @@ def test_a_tower_with_nothing_frozen_trains_from_the_cache_too(few, whole):
     assert torch.allclose(of_user, vectors[False][1], atol=1e-5)
 
 
+READS = {"image_reads": "block5+block16+last", "text_reads": "layer2+layer4+last"}
+CUTS = {
+    "both parts": {"image_trainable": 2, "text_trainable": 2},
+    "locked": {"image_trainable": 0, "text_trainable": 0},
+    "free": {"image_trainable": -1, "text_trainable": -1},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", CUTS)
+def test_cached_features_with_several_reads_are_the_towers_own(few, cut):
+    config = TUNED.updated(encoders=READS | CUTS[cut], features={"cache_dtype": "float32"})
+    mc.set_seed(0)
+    model = mc.MiniCLIP(config).requires_grad_(False)
+    rows = np.array([5, 0, 3, 6])
+    views = np.array([0, 2, 1, 2])
+    given = {}
+    for cached in (True, False):
+        features = Features(model, few, views=3, cache=cached)
+        given[cached] = (features.image_batch(rows, views), *features.text_batch(rows))
+    image, text, mask = given[True]
+    own_image, own_text, own_mask = given[False]
+    assert torch.allclose(image.state, own_image.state, atol=1e-4)
+    assert torch.allclose(image.pooled, own_image.pooled, atol=1e-5)
+    assert torch.allclose(text.pooled, own_text.pooled, atol=1e-5)
+    if cut != "locked":
+        assert torch.equal(mask, own_mask)
+        counts = mask.view(*mask.shape, *[1] * (text.state.ndim - 2))
+        assert torch.allclose(text.state * counts, own_text.state * counts, atol=1e-5)
+
+    # From both come the vectors that a user gets.
+    for hidden in given.values():
+        _, texts, _ = model(*hidden)
+        of_user = model.encode_text([few.flat_captions[row] for row in rows])
+        assert torch.allclose(texts, of_user, atol=1e-5)
+    (plain,) = model.encode_image(few.images[5])
+    assert torch.allclose(model(*given[True])[0][0], plain, atol=1e-5)
+
+
+def test_how_much_is_read_of_the_frozen_stages(few):
+    config = TUNED.updated(encoders=READS | CUTS["both parts"])
+    features = Features(mc.MiniCLIP(config), few.subset(range(2)))
+    # layer 4 of six is the last that is frozen, block 16 of sixteen the last of the image tower's
+    assert features.text_batch(np.arange(2))[0].pooled.shape == (2, 2 * 384)
+    image = features.image_batch(np.arange(2))
+    assert image.state.shape == (2, 192, 7, 7)
+    assert image.pooled.shape == (2, 40)
+
+
+@pytest.mark.slow
+def test_other_reads_are_other_features(few):
+    keys = set()
+    for reads in ("last", "layer2+last", "layer3+last"):
+        model = mc.MiniCLIP(TUNED.updated(encoders={"text_reads": reads}))
+        keys.add(key_of(model, "text_encoder", few.flat_captions))
+    assert len(keys) == 3
+
+
 def test_the_cache_is_reused_and_stays_on_disk_when_large(few, locked, monkeypatch):
     first = Features(locked, few)
     files = {path: path.stat().st_mtime_ns for path in cached_files("pairs")}
@@ -53,6 +111,18 @@ def test_the_cache_is_reused_and_stays_on_disk_when_large(few, locked, monkeypat
     assert not isinstance(first.images[0], np.memmap)
     assert np.array_equal(first.images[0], second.images[0])
     assert first.images[0].dtype == np.float16
+
+
+def test_a_large_cache_of_a_tuned_tower_gives_the_same_batches(few, tuned, monkeypatch):
+    rows = np.array([1, 4])
+    hidden, mask = Features(tuned, few).text_batch(rows)
+    monkeypatch.setattr(features_module, "IN_MEMORY", 0)
+    on_disk = Features(tuned, few)
+    assert isinstance(on_disk.tokens, np.memmap)
+    same, same_mask = on_disk.text_batch(rows)
+    assert torch.equal(same.state, hidden.state)
+    assert same.pooled.shape == hidden.pooled.shape == (2, 0)
+    assert torch.equal(same_mask, mask)
 
 
 def cached_files(name: str) -> list[Path]:

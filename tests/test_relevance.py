@@ -1,14 +1,17 @@
 """Explanations are held against what is known: where things stand, and what each word does."""
 
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from scipy.stats import spearmanr
 
 import minicliplib as mc
+from minicliplib.analysis import relevance as relevance_module
 from minicliplib.analysis.relevance import overlay
 from minicliplib.datasets.scenes import Group, make_scene, noun
 
@@ -118,6 +121,82 @@ def test_a_map_of_a_model_that_forgot_is_another(forgetful, named, maps, share):
     assert abs(np.mean(agreements)) < 0.35
 
 
+READS = {
+    "efficientnet_lite0": "block9+block15+last",
+    "resnet18": "block4+last",
+    "vit_tiny_patch16_224": "block6+block9",
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_a_map_of_a_head_that_reads_several_stages(name, named):
+    mc.set_seed(0)
+    config = mc.Config().updated(encoders={"image": name, "image_reads": READS[name]})
+    model = mc.MiniCLIP(config, pretrained=name == "efficientnet_lite0")
+    image = named[0].image
+    dog = mc.relevance_map(model, image, "a dog")
+    assert dog.shape == (224, 224)
+    assert dog.min() >= 0
+    assert dog.max() == 1
+    assert not np.allclose(dog, mc.relevance_map(model, image, "snow"), atol=0.01)
+
+
+@pytest.mark.parametrize("listens_to", ["block10", "last"])
+def test_a_head_that_listens_to_one_stage_of_two_shows_that_stage(named, listens_to):
+    mc.set_seed(0)
+    one = mc.MiniCLIP(mc.Config().updated(encoders={"image_reads": listens_to}))
+    both = mc.MiniCLIP(mc.Config().updated(encoders={"image_reads": "block10+last"}))
+    both.text_head.load_state_dict(one.text_head.state_dict())
+    state = one.image_head.state_dict()
+    deaf = torch.zeros(256, both.image_encoder.dim - one.image_encoder.dim)
+    weights = [state["project.weight"], deaf]
+    state["project.weight"] = torch.cat(weights if listens_to == "block10" else weights[::-1], 1)
+    both.image_head.load_state_dict(state)
+
+    alone = mc.relevance_map(one, named[0].image, "a dog")
+    found = mc.relevance_map(both, named[0].image, "a dog")
+    if listens_to == "block10":
+        assert np.allclose(found, alone, atol=1e-4)
+    else:  # enlarged from 7 x 7 places in two steps instead of one
+        assert np.corrcoef(found.flat, alone.flat)[0, 1] > 0.97
+
+
+class SpotAndMirrored:
+    """A tower of two stages: a fine map of the image, and a coarse one of its mirror image."""
+
+    stages = ("fine", "coarse")
+    reads = (0, 1)
+    size = 64
+
+    def run(self, x: torch.Tensor, mask: None, start: int, stop: int) -> torch.Tensor:
+        for stage in range(start, stop):
+            x = F.avg_pool2d(x.flip(-1) if stage == 1 else x, 4)
+        return x
+
+    def pool(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.mean((2, 3))
+
+
+def test_what_a_coarse_map_shows_counts_as_much_as_what_a_fine_one_shows():
+    def head(features: torch.Tensor) -> torch.Tensor:
+        return F.pad(features.sum(1, keepdim=True), (1, 0), value=1.0)
+
+    model = SimpleNamespace(image_encoder=SpotAndMirrored(), image_head=head)
+    spot = torch.zeros(1, 1, 64, 64)
+    spot[..., 24:40, 8:24] = 1
+    seen = relevance_module._grad_cam(model, spot, torch.tensor([0.0, 1.0]))
+    assert seen[:, :32].sum() == pytest.approx(seen[:, 32:].sum().item(), rel=0.1)
+
+
+def test_a_map_of_two_towers_side_by_side(named):
+    mc.set_seed(0)
+    config = mc.Config().updated(encoders={"image": "efficientnet_lite1+efficientnet_lite2"})
+    model = mc.MiniCLIP(config, pretrained=False)
+    dog = mc.relevance_map(model, named[0].image, "a dog")
+    assert dog.shape == (260, 260)
+    assert dog.max() == 1
+
+
 def test_a_vision_transformer_shows_its_attention(vit, named):
     image = named[0].image
     dog = mc.relevance_map(vit, image, "a dog")
@@ -171,24 +250,39 @@ def test_the_shares_of_words_agree_with_leaving_them_out(shipped):
     assert np.mean(agreements) > 0.4
 
 
+def change_by_words(model: mc.MiniCLIP, image: Image.Image, text: str) -> float:
+    """Return a cosine less the same cosine with every wordpiece unknown."""
+    encoder = model.text_encoder
+    ids, mask = encoder.prepare([text])
+    blank = ids.clone()
+    blank[:, 1:-1] = encoder.tokenizer.unk_token_id
+    with torch.no_grad():
+        pixels = model.image_encoder.prepare([image])
+        vector = model.project_image(model.image_encoder.trunk(pixels))[0]
+        full = model.project_text(encoder.trunk(ids, mask), mask)[0] @ vector
+        none = model.project_text(encoder.trunk(blank, mask), mask)[0] @ vector
+    return (full - none).item()
+
+
 def test_the_shares_add_up_to_what_the_words_change(shipped, named):
     text = "Snowboarders' grandmother, re-photographed (twice)!"
     image = named[0].image
     shares = mc.word_relevance(shipped, image, text)
     assert [word for word, _ in shares] == text.split()
-
-    # The same cosine with every wordpiece unknown.
-    encoder = shipped.text_encoder
-    ids, mask = encoder.prepare([text])
-    blank = ids.clone()
-    blank[:, 1:-1] = encoder.tokenizer.unk_token_id
-    with torch.no_grad():
-        pixels = shipped.image_encoder.prepare([image])
-        vector = shipped.project_image(shipped.image_encoder.trunk(pixels))[0]
-        full = shipped.project_text(encoder.trunk(ids, mask), mask)[0] @ vector
-        none = shipped.project_text(encoder.trunk(blank, mask), mask)[0] @ vector
     total = sum(share for _, share in shares)
-    assert total == pytest.approx((full - none).item(), abs=0.03)
+    assert total == pytest.approx(change_by_words(shipped, image, text), abs=0.03)
+
+
+@pytest.mark.parametrize("reads", ["layer2+layer4+last", "embeddings+layer3", "embeddings+last"])
+def test_in_small_steps_the_shares_add_up_exactly_whatever_is_read(named, reads, monkeypatch):
+    monkeypatch.setattr(relevance_module, "PATH_STEPS", 256)
+    mc.set_seed(0)
+    model = mc.MiniCLIP(mc.Config().updated(encoders={"text_reads": reads}))
+    text = "Two dogs run in the snow."
+    shares = mc.word_relevance(model, named[0].image, text)
+    total = sum(share for _, share in shares)
+    assert total == pytest.approx(change_by_words(model, named[0].image, text), abs=3e-4)
+    assert max(abs(share) for _, share in shares) > 3e-3
 
 
 @pytest.mark.parametrize("explain", [mc.word_relevance, mc.leave_one_out])

@@ -17,6 +17,13 @@ from minicliplib.scale.runs import run_folder
 
 SMALL = mc.Config().updated(train={"batch_size": 32, "epochs": 2, "lr_heads": 2e-3})
 ONE_EPOCH = SMALL.updated(train={"epochs": 1})
+# Both towers train on top, and the heads read frozen stages and others.
+READS = {
+    "image_trainable": 2,
+    "image_reads": "block9+block16+last",
+    "text_trainable": 1,
+    "text_reads": "layer2+last",
+}
 
 
 def trained_again(history: pd.DataFrame) -> None:
@@ -144,9 +151,13 @@ def test_only_fit_changes_what_the_allocator_keeps(pairs, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("average", [0.0, 0.9])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(pairs, tmp_path, average):
-    config = SMALL.updated(train={"epochs": 4, "average": average})
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"train": {"average": 0.9}}, {"encoders": READS, "heads": {"text_dropout": 0.2}}],
+    ids=["locked", "average", "reads"],
+)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(pairs, tmp_path, changes):
+    config = SMALL.updated(train={"epochs": 4}).updated(**changes)
     whole = mc.fit(config, tmp_path / "whole", pairs, pairs)
 
     def kill(history: pd.DataFrame) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,9 +15,13 @@ import torch
 from accelerate import Accelerator
 
 import minicliplib as mc
+from minicliplib.datasets.base import Splits
 from minicliplib.features import Features
 from minicliplib.scale.processes import share_of_batch
+from minicliplib.scale.runs import check_settings
+from minicliplib.scale.text_side import TextSide
 from minicliplib.scale.two_pass import two_pass_backward
+from minicliplib.scale.warm_start import locked as locked_config
 from minicliplib.training import Trainer, epoch_batches
 
 TUNED = mc.Config().updated(
@@ -23,6 +29,15 @@ TUNED = mc.Config().updated(
     train={"batch_size": 8, "epochs": 2, "lr_heads": 2e-3},
 )
 MULTI_POSITIVE = {"loss": {"name": "multi_positive"}, "train": {"captions_per_image": 2}}
+# Each tower's head reads a frozen stage and, of its two last ones, which train, both.
+READS = {
+    "encoders": {
+        "image_trainable": 2,
+        "image_reads": "block9+block16+last",
+        "text_trainable": 2,
+        "text_reads": "layer2+layer5+last",
+    }
+}
 
 
 @pytest.fixture
@@ -37,7 +52,9 @@ def gradients_of(model: mc.MiniCLIP) -> dict[str, torch.Tensor]:
 # ---- two passes ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("changes", "soft"), [({}, 0.0), (MULTI_POSITIVE, 0.5)])
+@pytest.mark.parametrize(
+    ("changes", "soft"), [({}, 0.0), (MULTI_POSITIVE, 0.5), (MULTI_POSITIVE | READS, 0.5)]
+)
 def test_chunked_gradients_are_the_whole_batchs(changes, soft):
     data = mc.load_dataset("sample", "train", limit=10)
     config = TUNED.updated(**changes).updated(
@@ -64,10 +81,42 @@ def test_chunked_gradients_are_the_whole_batchs(changes, soft):
         assert torch.allclose(gradient, expected[name], atol=1e-5), name
 
 
-def test_chunks_draw_their_dropout_again(few):
-    """In the heads and in the text tower, as when their vectors were first computed."""
+def test_images_with_one_caption_and_with_five_go_through_chunks_too():
+    data = one_or_five_captions(10)
     config = TUNED.updated(
-        train={"chunk_size": 3}, heads={"dropout": 0.5}, encoders={"text_dropout": 0.3}
+        loss={"name": "multi_positive"},
+        heads={"dropout": 0.0},
+        train={"captions_per_image": 5, "batch_size": 10, "chunk_size": 3},
+    )
+    model = mc.MiniCLIP(config)
+    features = Features(model, data, cache=False)
+    batch = next(epoch_batches(config, features, 0))
+    hidden = (features.image_batch(batch.image_rows), *features.text_batch(batch.caption_rows))
+    image_of_caption = torch.from_numpy(batch.image_of_caption)
+    assert len(image_of_caption) == 5 * 1 + 5 * 5
+
+    mc.contrastive_loss("multi_positive", *model(*hidden), image_of_caption).backward()
+    expected = gradients_of(model)
+    model.zero_grad()
+    two_pass_backward(config, model, hidden, image_of_caption)
+    for name, gradient in gradients_of(model).items():
+        assert torch.allclose(gradient, expected[name], atol=1e-5), name
+
+
+def one_or_five_captions(count: int) -> mc.CaptionedImages:
+    """Return scenes of which every second one has only its first caption."""
+    data = mc.load_dataset("sample", "train", limit=count)
+    captions = [own[: 5 if i % 2 else 1] for i, own in enumerate(data.captions)]
+    return mc.CaptionedImages("mixed", "train", data.images, captions)
+
+
+@pytest.mark.parametrize("changes", [{}, READS])
+def test_chunks_draw_their_dropout_again(few, changes):
+    """In the heads and in the text tower, as when their vectors were first computed."""
+    config = TUNED.updated(**changes).updated(
+        train={"chunk_size": 3},
+        heads={"dropout": 0.5, "image_dropout": 0.2, "text_dropout": 0.2},
+        encoders={"text_dropout": 0.3},
     )
     model = mc.MiniCLIP(config).train()
     features = Features(model, few, cache=False)
@@ -78,7 +127,7 @@ def test_chunks_draw_their_dropout_again(few):
     # With a graph, all chunks at once.
     torch.manual_seed(3)
     chunks = [slice(0, 3), slice(3, 6), slice(6, 8)]
-    parts = [model(image[chunk], text[chunk], mask[chunk]) for chunk in chunks]
+    parts = [model(image.rows(chunk), text.rows(chunk), mask[chunk]) for chunk in chunks]
     images = torch.cat([part[0] for part in parts])
     texts = torch.cat([part[1] for part in parts])
     whole = mc.contrastive_loss("infonce", images, texts, model.scale())
@@ -144,6 +193,137 @@ def test_a_soup_finds_its_runs_where_they_lie_by_default(few):
     assert one.folder.exists()
 
 
+# ---- heads from locked towers -------------------------------------------------------------------
+
+WARM = TUNED.updated(train={"locked_epochs": 3, "epochs": 1})
+
+
+@pytest.fixture
+def first_heads(monkeypatch) -> list[dict[str, torch.Tensor]]:
+    """Collect what every trainer has learned before its first step."""
+    seen = []
+    make = Trainer.__init__
+
+    def make_and_look(trainer: Trainer, config: mc.Config, model: mc.MiniCLIP, *rest) -> None:
+        make(trainer, config, model, *rest)
+        state = model.learned_state().items()
+        seen.append({name: tensor.clone() for name, tensor in state})
+
+    monkeypatch.setattr(Trainer, "__init__", make_and_look)
+    return seen
+
+
+def assert_starts_from(locked: mc.MiniCLIP, first: dict[str, torch.Tensor]) -> None:
+    """Check that heads and scale are the locked run's, and towers as pretrained."""
+    fresh = mc.MiniCLIP(WARM).learned_state()
+    of_locked = locked.learned_state()
+    assert set(of_locked) == {name for name in fresh if "encoder" not in name}
+    for name, tensor in first.items():
+        assert torch.equal(tensor, of_locked.get(name, fresh[name])), name
+    assert not torch.equal(first["logit_scale"], fresh["logit_scale"])
+
+
+@pytest.mark.slow
+def test_a_tuned_run_starts_from_heads_of_locked_towers(few, tmp_path, first_heads):
+    run = mc.fit(WARM, tmp_path, few, few)
+    locked = mc.load(tmp_path / "locked")
+    _, first = first_heads
+    assert locked.image_encoder.locked
+    assert locked.text_encoder.locked
+    assert_starts_from(locked, first)
+    assert len(pd.read_csv(tmp_path / "locked" / "history.csv")) == 3
+    assert run.model.config == WARM
+    assert len(run.history) == 1
+
+
+@pytest.mark.slow
+def test_heads_of_locked_towers_may_read_several_stages(few, tmp_path, first_heads):
+    config = WARM.updated(**READS)
+    mc.fit(config, tmp_path, few, few)
+    locked = mc.load(tmp_path / "locked").learned_state()
+    _, first = first_heads
+    assert first["image_head.project.weight"].shape == (256, 112 + 320 + 1280)
+    for name, tensor in locked.items():
+        assert torch.equal(first[name], tensor), name
+
+
+@pytest.mark.slow
+def test_the_locked_run_is_one_run_by_default_whoever_starts_from_it(few, first_heads):
+    mc.fit(WARM, train=few, dev=few)
+    config = locked_config(WARM)
+    alone = mc.fit(config, train=few, dev=few, on_epoch=lambda _: pytest.fail("trained again"))
+    assert_starts_from(alone.model, first_heads[1])
+
+    # The runs of a soup, which draw other batches, train no heads again.
+    del first_heads[:]
+    mc.fit(WARM.updated(train={"shuffle": 1, "soup": 2}), train=few, dev=few)
+    assert len(first_heads) == 2
+    for first in first_heads:
+        assert_starts_from(alone.model, first)
+
+
+@pytest.mark.slow
+def test_runs_of_a_soup_in_a_folder_start_from_the_same_heads(few, tmp_path, first_heads):
+    mc.fit(WARM.updated(train={"soup": 2}), tmp_path, few, few)
+    tuned = [first for first in first_heads if any("encoder" in name for name in first)]
+    assert len(tuned) == 2
+    for name, tensor in tuned[0].items():
+        assert torch.equal(tensor, tuned[1][name]), name
+
+
+@pytest.mark.slow
+def test_a_resumed_run_does_not_train_its_heads_on_locked_towers_again(few, tmp_path, first_heads):
+    config = WARM.updated(train={"epochs": 3})
+    whole = mc.fit(config, tmp_path / "whole", few, few)
+
+    def kill(history: pd.DataFrame) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mc.fit(config, tmp_path / "cut", few, few, on_epoch=kill)
+    shutil.rmtree(tmp_path / "cut" / "locked")
+    del first_heads[:]
+    resumed = mc.fit(config, tmp_path / "cut", few, few)
+    assert len(first_heads) == 1
+    assert not (tmp_path / "cut" / "locked").exists()
+    assert resumed.history["loss"].tolist() == whole.history["loss"].tolist()
+    for name, tensor in whole.model.learned_state().items():
+        assert torch.equal(resumed.model.learned_state()[name], tensor), name
+
+
+def test_no_run_with_locked_towers_is_asked_for_by_default(few, tmp_path):
+    mc.fit(mc.Config().updated(train={"batch_size": 8, "epochs": 1}), tmp_path, few, few)
+    assert not (tmp_path / "locked").exists()
+
+
+def test_the_first_run_keeps_what_heads_need_and_drops_the_rest():
+    config = WARM.updated(
+        **READS, features={"views": 6}, train={"soup": 3, "average": 0.9, "word_dropout": 0.1}
+    )
+    first = locked_config(config)
+    assert first.encoders.image_reads == config.encoders.image_reads
+    assert first.encoders.image_trainable == first.encoders.text_trainable == 0
+    assert first.train.epochs == 3
+    assert first.train.locked_epochs == 0
+    assert first.train.soup == 1
+    assert first.features.views == 2
+    assert first.heads == config.heads
+
+
+# ---- half a model -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, READS, {"encoders": {"text_reads": "layer1+layer3"}}])
+def test_the_text_side_gives_the_vectors_of_the_whole_model(tmp_path, changes):
+    mc.set_seed(0)
+    model = mc.MiniCLIP(TUNED.updated(**changes).updated(heads={"text_dropout": 0.5}))
+    folder = model.save(tmp_path, torch.float32)
+    side = TextSide(folder)
+    texts = ["a dog", "Two brown dogs run along a sunny beach, and a child looks on."]
+    assert torch.equal(side.encode_text(texts), model.encode_text(texts))
+    assert side.fingerprint() == model.fingerprint()
+
+
 # ---- several processes --------------------------------------------------------------------------
 
 
@@ -201,6 +381,18 @@ def test_shares_are_counted_from_their_own_first_image(few):
     assert [share.image_of_caption.tolist() for share in shares] == [[0, 1, 2, 3]] * 2
     rows = np.concatenate([share.image_rows for share in shares])
     assert np.array_equal(rows, batch.image_rows)
+
+
+def test_several_processes_refuse_images_with_too_few_captions():
+    data = one_or_five_captions(8)
+    config = TUNED.updated(**MULTI_POSITIVE)
+    splits = Splits(data, data)
+    several = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"train\.captions_per_image of at most 1"):
+        check_settings(config, splits, several)
+    one = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
+    check_settings(config, splits, one)
+    check_settings(TUNED, splits, several)
 
 
 @pytest.mark.slow

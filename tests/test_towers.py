@@ -2,8 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
-from typing import Any
+from itertools import product
 
 import pytest
 import timm
@@ -11,13 +10,12 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub import constants
 from torch import nn
-from tower_files import hub_snapshot, write_tokenizer, write_vocabulary
+from tower_files import hub_snapshot, load_only_once, write_tokenizer, write_vocabulary
 from transformers import BertConfig, BertForPreTraining, DistilBertConfig, DistilBertForMaskedLM
 
 import minicliplib as mc
 from minicliplib.encoders import Encoder, ImageEncoder, TextEncoder
 from minicliplib.features import Features
-from minicliplib.interop import pretrained
 from minicliplib.interop.pretrained import IMAGE_ENCODERS, TEXT_ENCODERS
 from minicliplib.training import Trainer
 
@@ -26,9 +24,12 @@ TEXTS = [
     "two brown dogs run along a sunny beach, and a child looks on.",
     "a red kite in the snow",
 ]
+SIDE_BY_SIDE = "efficientnet_lite1+efficientnet_lite2"
 # Of the whole encoder as published, with an image encoder's 1,000 ImageNet classes.
 PARAMETERS = {
     "efficientnet_lite0": 4_652_008,
+    "efficientnet_lite1": 5_416_680,
+    "efficientnet_lite2": 6_092_072,
     "resnet50": 25_557_032,
     "vit_small": 22_050_664,
     "minilm": 22_713_216,
@@ -85,19 +86,6 @@ def put_bert_tiny_on_hub() -> None:
 # ---- towers --------------------------------------------------------------------------------------
 
 
-def load_only_once(monkeypatch: pytest.MonkeyPatch, loader_name: str) -> None:
-    """Load each pretrained model only once, for a test that cuts it at every depth."""
-    load: Callable = getattr(pretrained, loader_name)
-    loaded = {}
-
-    def load_once(*key: Any) -> Any:
-        if key not in loaded:
-            loaded[key] = load(*key)
-        return loaded[key]
-
-    monkeypatch.setattr(pretrained, loader_name, load_once)
-
-
 def assert_only_the_top_trains(encoder: Encoder) -> None:
     """Check that exactly the stages above the cut have a gradient to come."""
     for i, (_, steps) in enumerate(encoder.stages):
@@ -152,6 +140,61 @@ def test_a_text_tower_cut_anywhere_is_the_whole_one(name, monkeypatch):
         assert_only_the_top_trains(cut)
 
 
+IMAGE_READS = {
+    "efficientnet_lite0": "block5+block11+last",
+    "efficientnet_lite1": "stem+block20+head",
+    "efficientnet_lite2": "block7+block21+head",
+    "resnet50": "block3+block13+last",
+    "vit_small": "stem+block6+block12",
+}
+TEXT_READS = {
+    "minilm": "layer1+layer4+last",
+    "distilbert": "embeddings+layer3+layer5",
+    "bert_tiny": "embeddings+layer1+layer2",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IMAGE_ENCODERS)
+def test_an_image_tower_cut_anywhere_reads_the_same_stages(name, monkeypatch):
+    load_only_once(monkeypatch, "load_image_model")
+    reads = IMAGE_READS[name]
+    encoder = ImageEncoder(name, reads=reads)
+    batch = torch.randn(2, 3, encoder.size, encoder.size)
+    with torch.no_grad():
+        maps = [encoder.run(batch, None, 0, stage + 1) for stage in encoder.reads]
+        expected = torch.cat([encoder.model.forward_head(x, pre_logits=True) for x in maps], 1)
+    assert encoder.dim == expected.shape[1]
+
+    for trainable in range(-1, len(encoder.stages) + 1):
+        cut = ImageEncoder(name, trainable, reads)
+        with torch.no_grad():
+            assert torch.equal(cut.top(cut.trunk(batch)), expected)
+        assert_only_the_top_trains(cut)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TEXT_ENCODERS)
+def test_a_text_tower_cut_anywhere_reads_the_same_stages(name, monkeypatch):
+    load_only_once(monkeypatch, "load_text_model")
+    reads = TEXT_READS[name]
+    encoder = TextEncoder(name, reads=reads)
+    ids, mask = encoder.prepare(TEXTS)
+    with torch.no_grad():
+        # As transformers itself gives the states after each layer, embeddings first.
+        own = encoder.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+    counts = mask[..., None]
+    pooled = [(own.hidden_states[i] * counts).sum(1) / counts.sum(1) for i in encoder.reads]
+    expected = torch.cat(pooled, 1)
+    assert encoder.dim == expected.shape[1]
+
+    for trainable in range(-1, len(encoder.stages) + 1):
+        cut = TextEncoder(name, trainable, reads)
+        with torch.no_grad():
+            assert torch.allclose(cut(ids, mask), expected, atol=1e-5)
+        assert_only_the_top_trains(cut)
+
+
 # ---- pairs of towers -----------------------------------------------------------------------------
 
 
@@ -170,8 +213,9 @@ def three_steps(config: mc.Config, data: mc.CaptionedImages, cache: bool):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", TEXT_ENCODERS)
-@pytest.mark.parametrize("image", IMAGE_ENCODERS)
+@pytest.mark.parametrize(
+    ("image", "text"), [*product(IMAGE_ENCODERS, TEXT_ENCODERS), (SIDE_BY_SIDE, "minilm")]
+)
 def test_a_pair_takes_steps_and_comes_back_from_disk(image, text, pairs, tmp_path):
     config = mc.Config().updated(
         encoders={"image": image, "text": text, "image_trainable": 2, "text_trainable": 1},

@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 
 import minicliplib as mc
+from minicliplib.encoders import Hidden
 from minicliplib.features import Features
 from minicliplib.training import (
     Trainer,
@@ -17,6 +18,15 @@ from minicliplib.training import (
 
 SMALL = mc.Config().updated(train={"batch_size": 32, "epochs": 2, "lr_heads": 2e-3})
 TUNED = SMALL.updated(encoders={"image_trainable": 2, "text_trainable": 1}, train={"batch_size": 8})
+# Of each tower a frozen stage is read, and the two last ones, which train.
+READS = {
+    "encoders": {
+        "image_trainable": 2,
+        "image_reads": "block9+block16+last",
+        "text_trainable": 2,
+        "text_reads": "layer2+layer5+last",
+    }
+}
 
 
 @pytest.fixture
@@ -62,11 +72,27 @@ def test_frozen_means_frozen(few, tmp_path):
 
 
 @pytest.mark.slow
-def test_cached_and_uncached_training_agree(few):
+def test_frozen_means_frozen_with_several_reads_too(few, tmp_path):
+    mc.set_seed(0)
+    config = TUNED.updated(**READS)
+    fresh = {name: t.clone() for name, t in mc.MiniCLIP(config).state_dict().items()}
+    trained = mc.fit(config, tmp_path, few, few).model.state_dict()
+    changed = {name for name, t in trained.items() if not torch.equal(t, fresh[name])}
+    towers = {".".join(name.split(".")[1:5]) for name in changed if "_encoder" in name}
+    image = {place for place in towers if not place.startswith("model.encoder")}
+    # the last block and the head, and the last two layers
+    assert {place.split(".")[1] for place in image} == {"blocks", "conv_head", "bn2"}
+    assert {place.split(".")[2] for place in image if "blocks" in place} == {"6"}
+    assert towers - image == {f"model.encoder.layer.{i}" for i in (4, 5)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, READS])
+def test_cached_and_uncached_training_agree(few, changes):
     # A batch is all of the data, so that an epoch is one step and its loss the loss of that step.
     losses = {}
     for cache, dtype in ((True, "float32"), (False, "float32"), (True, "float16")):
-        config = TUNED.updated(
+        config = TUNED.updated(**changes).updated(
             features={"cache_dtype": dtype, "views": 3},
             train={"map_crop": 0.86, "batch_size": len(few)},
         )
@@ -142,6 +168,34 @@ def test_batches_hold_an_image_once_with_captions_of_its_own():
         assert set(batch.views) <= {0, 1, 2}
 
 
+def test_images_with_one_caption_train_beside_images_with_five(tmp_path):
+    scenes = mc.load_dataset("sample", "train", limit=16)
+    captions = [own[: 5 if i % 2 else 1] for i, own in enumerate(scenes.captions)]
+    data = mc.CaptionedImages("mixed", "train", scenes.images, captions)
+    config = SMALL.updated(
+        train={"batch_size": 8, "captions_per_image": 3}, loss={"name": "multi_positive"}
+    )
+    features = Features(mc.MiniCLIP(config), data, cache=False)
+    for batch in epoch_batches(config, features, epoch=0):
+        images = batch.image_rows[batch.image_of_caption]
+        assert (data.image_of_caption[batch.caption_rows] == images).all()
+        assert len(set(batch.caption_rows)) == len(batch.caption_rows)
+        # one caption, or as many of the five as may be in a batch
+        counts = np.bincount(batch.image_of_caption, minlength=8)
+        assert counts.tolist() == [3 if row % 2 else 1 for row in batch.image_rows]
+
+    run = mc.fit(config, tmp_path, data, data)
+    assert len(run.history) == 2
+    assert run.history["loss"].iloc[1] < run.history["loss"].iloc[0]
+
+
+def test_an_image_without_a_caption_is_refused(few, tmp_path):
+    captions = [[], *few.captions[1:]]
+    data = mc.CaptionedImages("gap", "train", few.images, captions)
+    with pytest.raises(ValueError, match="'gap' has no caption"):
+        mc.fit(TUNED, tmp_path, data, few)
+
+
 def test_an_epoch_draws_the_same_batches_again_and_another_epoch_others(few):
     config = SMALL.updated(train={"batch_size": 8})
     features = Features(mc.MiniCLIP(config), few, cache=False)
@@ -154,13 +208,18 @@ def test_an_epoch_draws_the_same_batches_again_and_another_epoch_others(few):
 
 def test_words_are_hidden_and_maps_are_cut():
     config = SMALL.updated(train={"word_dropout": 0.5, "map_crop": 0.75})
-    image = torch.arange(2 * 16.0).view(1, 2, 4, 4)
+    maps = torch.arange(2 * 16.0).view(1, 2, 4, 4)
+    image = Hidden(maps, torch.ones(1, 5))
     mask = torch.ones(50, 8)
     cut, kept = augment(config, image, mask, np.random.default_rng(0))
-    assert cut.shape == (1, 2, 3, 3)
+    assert cut.state.shape == (1, 2, 3, 3)
+    assert set(cut.state.unique().tolist()) < set(maps.unique().tolist())
+    assert cut.pooled is image.pooled
     assert (kept[:, 0] == 1).all()
     assert 0.3 < kept[:, 1:].mean() < 0.7
     assert augment(SMALL, image, mask, np.random.default_rng(0))[0] is image
+    locked = Hidden(torch.zeros(1, 0), torch.ones(1, 5))
+    assert augment(config, locked, mask, np.random.default_rng(0))[0] is locked
 
 
 def test_decay_and_rates_by_group():
@@ -210,12 +269,13 @@ def test_a_step_takes_the_learning_rate_of_its_place(few):
         ("train", "batch_size", 1),
         ("train", "batch_size", 17),
         ("train", "captions_per_image", 0),
-        ("train", "captions_per_image", 2),
+        ("train", "captions_per_image", -1),
         ("train", "chunk_size", 0),
         ("train", "map_crop", 0.0),
         ("train", "word_dropout", 1.5),
         ("train", "average", -0.5),
         ("train", "shuffle", -1),
+        ("train", "locked_epochs", -1),
         ("features", "views", 0),
         ("features", "cache_dtype", "float"),
         ("heads", "temperature", 0.0),

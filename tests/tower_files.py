@@ -1,9 +1,14 @@
 """Files of towers for tests: a small tokenizer, and the hub's cache as a download leaves it."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import transformers
 from huggingface_hub import constants
+
+from minicliplib.interop import pretrained
 
 LETTERS = list("abcdefghijklmnopqrstuvwxyz,.")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -32,3 +37,16 @@ def hub_snapshot(repository: str) -> Path:
     snapshot = cached / "snapshots" / REVISION
     snapshot.mkdir(parents=True)
     return snapshot
+
+
+def load_only_once(monkeypatch: pytest.MonkeyPatch, loader_name: str) -> None:
+    """Load each pretrained model only once, for a test that cuts it at every depth."""
+    load: Callable = getattr(pretrained, loader_name)
+    loaded = {}
+
+    def load_once(*key: Any) -> Any:
+        if key not in loaded:
+            loaded[key] = load(*key)
+        return loaded[key]
+
+    monkeypatch.setattr(pretrained, loader_name, load_once)

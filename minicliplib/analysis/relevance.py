@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..datasets.images import load_image
-from ..encoders import Encoder, ImageLike
+from ..encoders import Encoder, ImageEncoder, ImageLike
 from ..model import MiniCLIP, eval_mode
 
 # A map adds what the tower sees at its own size, in 7 x 7 places, and at twice that size, in
@@ -35,7 +35,7 @@ def relevance_map(model: MiniCLIP, image: ImageLike, text: str) -> np.ndarray:
     """Return which places of an image support a text.
 
     A convolutional tower is explained by Grad-CAM (Selvaraju et al. 2017) of the cosine, at the
-    last map before pooling. A vision transformer is explained by the rollout of its attention,
+    maps that the head reads. A vision transformer is explained by the rollout of its attention,
     weighted by the gradient of the cosine (Chefer et al. 2021).
 
     Args:
@@ -97,21 +97,30 @@ def _grad_cam(model: MiniCLIP, pixels: Tensor, text_vector: Tensor) -> Tensor:
     total = torch.zeros(pixels.shape[-2:], device=pixels.device)
     for scale in scales:
         scaled = F.interpolate(pixels, scale_factor=scale, mode="bicubic")
-        hidden = encoder.run(scaled).detach().requires_grad_()
-        if hidden.ndim != 4:
+        maps = _maps_read(encoder, scaled)
+        if any(read.ndim != 4 for read in maps):
             raise ValueError(
                 f"{type(encoder.model).__name__} gives no map of the image to show relevance on. "
                 "Use a convolutional tower or a vision transformer."
             )
 
         # Pooling is a mean over places, so each place has the same gradient.
-        cosine = _image_cosine(model, hidden, text_vector)
-        (gradient,) = torch.autograd.grad(cosine, hidden)
+        pooled = [encoder.pool(read) for read in maps]
+        cosine = _cosine(model, pooled, text_vector)
+        gradients = torch.autograd.grad(cosine, maps)
 
         # Sum over the channels, which some towers keep in the last dimension.
-        channels_first = hidden.shape[1] == encoder.model.num_features
-        contributions = (hidden * gradient).detach()
-        places = contributions.sum(1 if channels_first else 3)[0]  # (h, w)
+        contributions = []
+        for read, gradient, vector in zip(maps, gradients, pooled, strict=True):
+            channels_first = read.shape[1] == vector.shape[1]
+            of_places = (read * gradient).detach().sum(1 if channels_first else 3)  # (1, h, w)
+            # For each unit of area, since a map of fewer places has larger ones.
+            contributions.append(of_places[None] * of_places.numel())
+
+        # Sum over the maps that the head reads, at the size of the largest.
+        largest = contributions[0].shape[2:]
+        resized = [F.interpolate(part, largest, mode="bilinear") for part in contributions]
+        places = torch.stack(resized).sum(0)[0, 0]  # (h, w)
 
         # Give both scales the same weight.
         cam = _enlarged(places, encoder.size)
@@ -129,8 +138,8 @@ def _rollout(model: MiniCLIP, pixels: Tensor, text_vector: Tensor) -> Tensor:
     encoder = model.image_encoder
     vit: Any = encoder.model
     with _recorded_attention(vit) as attention:
-        hidden = encoder.run(pixels.requires_grad_())
-        cosine = _image_cosine(model, hidden, text_vector)
+        _, pooled = encoder.run_and_read(pixels.requires_grad_())
+        cosine = _cosine(model, pooled, text_vector)
         gradients = torch.autograd.grad(cosine, attention)
 
     tokens = attention[0].shape[-1]
@@ -172,10 +181,22 @@ def _recorded_attention(vit: Any) -> Iterator[list[Tensor]]:
             layer.fused_attn = was_fused
 
 
-def _image_cosine(model: MiniCLIP, hidden: Tensor, text_vector: Tensor) -> Tensor:
-    """Return the cosine of an image, from its last hidden state, and a text's unit vector (E,)."""
-    pooled = model.image_encoder.pool(hidden)
-    image_vector = F.normalize(model.image_head(pooled), dim=-1)[0]
+@torch.no_grad()
+def _maps_read(encoder: ImageEncoder, pixels: Tensor) -> list[Tensor]:
+    """Return the hidden state after each stage that the head reads, ready for a gradient."""
+    maps = []
+    hidden = pixels
+    start = 0
+    for stage in encoder.reads:
+        hidden = encoder.run(hidden, None, start, stage + 1)
+        maps.append(hidden.clone().requires_grad_())
+        start = stage + 1
+    return maps
+
+
+def _cosine(model: MiniCLIP, pooled: list[Tensor], text_vector: Tensor) -> Tensor:
+    """Return the cosine of an image, from all that the head reads, and a text's unit vector."""
+    image_vector = F.normalize(model.image_head(torch.cat(pooled, 1)), dim=-1)[0]
     return image_vector @ text_vector
 
 
@@ -226,8 +247,10 @@ def word_relevance(model: MiniCLIP, image: ImageLike, text: str) -> list[tuple[s
 
         # Take the gradient of the cosine at every step.
         step_mask = mask.repeat(PATH_STEPS, 1)
-        pooled = encoder.pool(encoder.run(hidden, step_mask, start=1), step_mask)
-        cosines = F.normalize(model.text_head(pooled), dim=-1) @ image_vector
+        _, pooled = encoder.run_and_read(hidden, step_mask, start=1)
+        if 0 in encoder.reads:
+            pooled.insert(0, encoder.pool(hidden, step_mask))
+        cosines = F.normalize(model.text_head(torch.cat(pooled, 1)), dim=-1) @ image_vector
         (gradient,) = torch.autograd.grad(cosines.sum(), hidden)
 
     piece_shares = ((end - start) * gradient.mean(0)).sum(-1)  # (T,)

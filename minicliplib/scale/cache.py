@@ -20,6 +20,7 @@ FEATURE_CODE = (
     "encoders",
     "features",
     "interop/pretrained",
+    "interop/side_by_side",
     "scale/cache",
 )
 # The modules that decide what a run learns, features included.
@@ -36,6 +37,7 @@ TRAINING_CODE = (
     "scale/runs",
     "scale/soup",
     "scale/two_pass",
+    "scale/warm_start",
 )
 LIBRARIES = ("torch", "timm", "transformers", "tokenizers", "accelerate", "pillow", "numpy")
 
@@ -65,6 +67,7 @@ def feature_key(encoder: Encoder, items: Sequence, dtype: np.dtype, whole: bool)
     return short_hash(
         weights.hexdigest(),
         len(encoder.stages) if whole else encoder.frozen,
+        encoder.reads,
         encoder.precision,
         dtype,
         repr(encoder.model),  # its layers and their settings

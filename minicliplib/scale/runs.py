@@ -204,10 +204,12 @@ def check_settings(config: Config, data: Splits, accelerator: Accelerator) -> No
             f"train.batch_size must be a multiple of the {count} processes, not {size}."
         )
     fewest = min(map(len, train.captions))
-    if not 1 <= settings.captions_per_image <= fewest:
+    if fewest == 0:
+        raise ValueError(f"An image of {train.name!r} has no caption: leave it out to train.")
+    if fewest < settings.captions_per_image and accelerator.num_processes > 1:
         raise ValueError(
-            f"train.captions_per_image is {settings.captions_per_image}, but an image of "
-            f"{train.name!r} has {fewest} captions."
+            f"An image of {train.name!r} has {fewest} captions: several processes, which take "
+            f"equal shares of a batch, need train.captions_per_image of at most {fewest}."
         )
     if len(data.dev) == 0 or min(map(len, data.dev.captions)) == 0:
         raise ValueError("The dev split needs one image or more, each with a caption.")
@@ -225,6 +227,7 @@ def _check_numbers(config: Config) -> None:
         "train.epochs": settings.epochs,
         "train.patience": settings.patience,
         "train.soup": settings.soup,
+        "train.captions_per_image": settings.captions_per_image,
         "features.views": config.features.views,
     }
     if settings.chunk_size is not None:
@@ -252,8 +255,9 @@ def _check_numbers(config: Config) -> None:
     for name, value in shares.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is a share, from 0 to 1, not {value}.")
-    if settings.shuffle < 0:
-        raise ValueError(f"train.shuffle must be 0 or more, not {settings.shuffle}.")
+    for name, value in (("shuffle", settings.shuffle), ("locked_epochs", settings.locked_epochs)):
+        if value < 0:
+            raise ValueError(f"train.{name} must be 0 or more, not {value}.")
     if config.features.cache_dtype not in ("float16", "float32"):
         kind = config.features.cache_dtype
         raise ValueError(f"features.cache_dtype must be float16 or float32, not {kind!r}.")

@@ -23,7 +23,9 @@ class TextSide(nn.Module):
         config, state, _ = read_checkpoint(name)
         self.identity = fingerprint_of(config, state)
         encoders = config.encoders
-        self.text_encoder = TextEncoder(encoders.text, encoders.text_trainable, encoders.max_tokens)
+        self.text_encoder = TextEncoder(
+            encoders.text, encoders.text_trainable, encoders.text_reads, encoders.max_tokens
+        )
         self.text_encoder.precision = precision_of(encoders.precision)
         self.text_head = ProjectionHead(self.text_encoder.dim, config.heads)
         self.dim = config.heads.dim

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..config import Config
+from ..encoders import Hidden
 from ..loss import config_loss
 from ..model import MiniCLIP
 
@@ -14,7 +15,7 @@ from ..model import MiniCLIP
 def two_pass_backward(
     config: Config,
     model: MiniCLIP,
-    hidden: tuple[Tensor, Tensor, Tensor],
+    hidden: tuple[Hidden, Hidden, Tensor],
     image_of_caption: Tensor,
     teacher_text: Tensor | None = None,
     accelerator: Accelerator | None = None,
@@ -28,7 +29,7 @@ def two_pass_backward(
     Args:
         config: the settings; a chunk is ``train.chunk_size`` images with their captions.
         model: the model whose parameters get the gradients.
-        hidden: hidden states of B images (B, ...) and of M captions (M, T, D), and which tokens
+        hidden: what the frozen stages give for B images and for M captions, and which tokens
             count (M, T).
         image_of_caption: the image of each caption (M,), ascending.
         teacher_text: the teacher's unit vectors of the captions (M, D), for soft targets.
@@ -36,17 +37,20 @@ def two_pass_backward(
 
     """
     image, text, mask = hidden
-    chunks = _chunks(len(image), config.train.chunk_size or len(image), image_of_caption)
+    count = len(image.pooled)
+    chunks = _chunks(count, config.train.chunk_size or count, image_of_caption)
 
     # First pass: all vectors, and the state of the random generators before each chunk.
     image_parts = []
     text_parts = []
     random_states = []
-    generators = _random_generators(image.device)
+    generators = _random_generators(image.pooled.device)
     with torch.no_grad():
         for images, captions in chunks:
             random_states.append([generator.get_rng_state() for generator in generators])
-            image_part, text_part, _ = model(image[images], text[captions], mask[captions])
+            image_part, text_part, _ = model(
+                image.rows(images), text.rows(captions), mask[captions]
+            )
             image_parts.append(image_part)
             text_parts.append(text_part)
 
@@ -63,7 +67,7 @@ def two_pass_backward(
     for (images, captions), states in zip(chunks, random_states, strict=True):
         for generator, state in zip(generators, states, strict=True):
             generator.set_rng_state(state)
-        image_part, text_part, _ = model(image[images], text[captions], mask[captions])
+        image_part, text_part, _ = model(image.rows(images), text.rows(captions), mask[captions])
         gradients = [image_vectors.grad[images], text_vectors.grad[captions]]
         torch.autograd.backward([image_part, text_part], gradients)
 

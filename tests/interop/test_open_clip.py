@@ -27,9 +27,20 @@ def test_the_tokenizer_pads_and_cuts_to_one_length(mixed):
     assert torch.equal(tokenizer("a dog"), tokens[:1])
 
 
+@pytest.fixture(scope="module")
+def reader() -> mc.MiniCLIP:
+    """A model whose heads read a frozen stage of each tower, and others."""
+    mc.set_seed(0)
+    reads = {"image_reads": "block9+block16+last", "text_reads": "layer2+layer5+last"}
+    cuts = {"image_trainable": 2, "text_trainable": 2}
+    return mc.MiniCLIP(mc.Config().updated(encoders=reads | cuts, inference={"tta_views": 4}))
+
+
 @pytest.mark.slow
-def test_the_triple_gives_our_vectors(mixed, pairs):
-    wrapped, transform, tokenizer = mc.as_open_clip(mixed)
+@pytest.mark.parametrize("which", ["mixed", "reader"])
+def test_the_triple_gives_our_vectors(which, pairs, request):
+    model = request.getfixturevalue(which)
+    wrapped, transform, tokenizer = mc.as_open_clip(model)
     images = pairs.images[:5]
     texts = ["a dog", *pairs.flat_captions[:4], "the " * 60]
     pixels = torch.stack([transform(image) for image in images])
@@ -38,15 +49,15 @@ def test_the_triple_gives_our_vectors(mixed, pairs):
     # The images' are averaged over the four views of the config.
     of_images = wrapped.encode_image(pixels)
     of_texts = wrapped.encode_text(tokens)
-    assert torch.allclose(of_images, mixed.encode_image(images), atol=1e-5)
-    assert torch.allclose(of_texts, mixed.encode_text(texts), atol=1e-5)
+    assert torch.allclose(of_images, model.encode_image(images), atol=1e-5)
+    assert torch.allclose(of_texts, model.encode_text(texts), atol=1e-5)
     assert torch.equal(wrapped.encode_image(pixels, normalize=True), of_images)
     assert torch.equal(wrapped.encode_text(tokens, normalize=True), of_texts)
 
     image_vectors, text_vectors, scale = wrapped(pixels, tokens)
     assert torch.equal(image_vectors, of_images)
     assert torch.equal(text_vectors, of_texts)
-    assert scale == wrapped.logit_scale.exp() == mixed.scale()
+    assert scale == wrapped.logit_scale.exp() == model.scale()
 
 
 def test_a_text_without_a_word_is_refused(mixed):

