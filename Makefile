@@ -7,7 +7,7 @@ COVERAGE ?=
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 
 .PHONY: run test test-quick typecheck report demo refresh screenshots constraints data clean
-.PHONY: bench bench-towers bench-scale bench-cross bench-peers bench-embedding
+.PHONY: bench bench-towers bench-scale bench-cross bench-peers bench-embedding bench-speedrun bench-ideas
 
 run: $(VENV)/.installed        ## run notebooks 01-08 on the sample into out/, and print the result
 	$(BIN)/python notebooks/run.py --dataset $(DATASET)
@@ -57,6 +57,12 @@ bench-peers: $(VENV)/.installed ## train beside transformers and open_clip, and 
 
 bench-embedding: $(VENV)/.installed ## images and captions a second, beside transformers, open_clip and the processor's limit
 	$(BIN)/python benchmarks/embedding.py
+
+bench-speedrun: $(VENV)/.installed ## minutes from raw photos to a recall, beside the loops of transformers and open_clip (an hour)
+	$(BIN)/python benchmarks/speedrun.py
+
+bench-ideas: $(VENV)/.installed ## learned pooling, and distillation beside a soup (half an hour)
+	$(BIN)/python benchmarks/ideas.py
 
 constraints: $(VENV)/.installed ## write the versions of this environment into constraints.txt
 	grep '^#' constraints.txt > constraints.new

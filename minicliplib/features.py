@@ -56,16 +56,16 @@ class Features:
         for view in range(views):
             self.images.append(self._image_states(view, views, image_key))
 
-        text_key = self._key(model.text_encoder, self.captions)
-        # What the head reads of the frozen stages, a row for each caption.
-        if model.text_encoder.reads[0] < model.text_encoder.frozen:
-            self.pooled_text = self._stored("pooled", text_key, self._write_pooled_texts)
-        else:
-            self.pooled_text = np.zeros((len(self.captions), 0), self.dtype)
-        if not model.text_encoder.locked:
+        encoder = model.text_encoder
+        self.text_key = self._key(encoder, self.captions)
+        if not encoder.locked:
             # The tokens of caption j are those from starts[j] up to starts[j + 1].
-            self.starts = self._stored("starts", text_key, self._write_token_starts)
-            self.tokens = self._stored("tokens", text_key, self._write_token_states)
+            self.starts = self._stored("starts", self.text_key, self._write_token_starts)
+            self.tokens = self._stored("tokens", self.text_key, self._write_token_states)
+        # What the head reads of the frozen stages, a row for each caption.
+        self.pooled_text = np.zeros((len(self.captions), 0), self.dtype)
+        if encoder.reads[0] < encoder.frozen:
+            self.pooled_text = self._stored("pooled", self.text_key, self._write_pooled_texts)
 
     def image_batch(self, rows: np.ndarray, views: np.ndarray | None = None) -> Hidden:
         """Rows of images, each in its view (default: plain) -> what the frozen stages give."""
@@ -185,11 +185,16 @@ class Features:
         out.flush()
 
     def _write_token_states(self, part: Path) -> None:
-        """Write the hidden states of all captions, one after the other: (all tokens, D)."""
+        """Write the hidden states of all captions, one after the other: (all tokens, D).
+
+        What the head reads on the way is kept as well, so that the stages run only once.
+        """
         out = None
+        pooled = []
         title = f"{self.data.split} captions"
         for rows in tqdm(self._by_length(), title, disable=not self.progress):
             hidden, mask = self._run_text(rows)
+            pooled.append((rows, hidden.pooled.cpu().numpy()))
             state = hidden.state
             if out is None:
                 dtype = self.dtype if state.is_floating_point() else np.int64
@@ -200,6 +205,16 @@ class Features:
                 out[start : start + length] = states[:length]
         assert out is not None, "a dataset has at least one caption"
         out.flush()
+
+        def write_pooled(part: Path) -> None:
+            shape = (len(self.captions), pooled[0][1].shape[1])
+            table = open_memmap(part, "w+", self.dtype, shape)
+            for rows, values in pooled:
+                table[rows] = values
+            table.flush()
+
+        if pooled[0][1].shape[1]:
+            self._stored("pooled", self.text_key, write_pooled)
 
     def _write_token_starts(self, part: Path) -> None:
         """Write where each caption's tokens start, and where the last one's end: (M + 1,)."""

@@ -11,6 +11,7 @@ from minicliplib.analysis.measures import (
     dev_recalls,
     embed,
     modality_gap,
+    recall_of_each_image,
     uniformity,
 )
 from minicliplib.features import Features
@@ -57,6 +58,24 @@ def model() -> mc.MiniCLIP:
         encoders={"image_trainable": 2, "text_trainable": 1}, features={"cache_dtype": "float32"}
     )
     return mc.MiniCLIP(config)
+
+
+def test_the_recalls_of_the_images_average_to_the_mean_recall():
+    image_of_caption = np.repeat(np.arange(40), 3)
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(40, 8))
+    captions = images[image_of_caption] + rng.normal(size=(120, 8))
+    ranked = mc.ranks_from_embeddings(images, captions, image_of_caption)
+    of_each = recall_of_each_image(ranked, image_of_caption)
+    assert of_each.shape == (40,)
+    assert of_each.mean() == pytest.approx(mc.summarise(ranked, 40)["mean_recall"])
+    assert of_each.min() < of_each.max() <= 1
+
+
+def test_an_image_is_judged_by_its_own_queries_alone():
+    # The first image finds its caption and is found by it; the second is found by neither.
+    ranked = {"image_to_text": np.array([0, 50]), "text_to_image": np.array([0, 50])}
+    assert recall_of_each_image(ranked, np.array([0, 1])).tolist() == [1, 0]
 
 
 def test_dev_is_embedded_as_the_user_embeds(model, pairs):

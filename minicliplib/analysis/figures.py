@@ -525,7 +525,7 @@ def study(result: Mapping[str, Any]) -> Figure:
     """Draw one study as ``seed_dots`` does, in a figure of its own."""
     fig, ax = plt.subplots(figsize=(6, 0.9 + 0.24 * len(result["rows"])))
     seed_dots(ax, result)
-    ax.set_xlabel("mean recall on dev (%)")
+    ax.set_xlabel("mean recall on held-out photos (%)")
     return fig
 
 

@@ -22,13 +22,15 @@ def hub_bias(gallery: Tensor, bank: Tensor, scale: float = 20.0) -> Tensor:
         scale: above 0; 0 in the limit is the mean cosine, infinity the highest one.
 
     Raises:
-        ValueError: the widths disagree, or the scale is not above 0.
+        ValueError: the widths disagree, the bank is empty, or the scale is not above 0.
 
     """
     if gallery.ndim != 2 or bank.ndim != 2 or gallery.shape[1] != bank.shape[1]:
         shapes = f"{tuple(gallery.shape)} and {tuple(bank.shape)}"
         raise ValueError(f"Gallery and bank must hold vectors of one width, not {shapes}.")
-    if scale <= 0:
+    if len(bank) == 0:
+        raise ValueError("The bank is empty: it needs one query or more.")
+    if not scale > 0:
         raise ValueError(f"The scale must be above 0, not {scale}.")
     soft_sums = [torch.logsumexp(scale * part @ bank.T, 1) for part in gallery.split(1024)]
     mean = torch.cat(soft_sums) - torch.log(torch.tensor(float(len(bank))))

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..features import Features
 from ..metrics import (
+    KS,
+    Ranks,
     Report,
     Values,
     bootstrap_mean,
@@ -80,6 +82,23 @@ def modality_gap(image_emb: Values, text_emb: Values) -> float:
     """Return the distance between the mean image and text vectors (Liang et al. 2022, sec. 2.1)."""
     difference = to_numpy(image_emb).mean(0) - to_numpy(text_emb).mean(0)
     return float(np.linalg.norm(difference))
+
+
+def recall_of_each_image(
+    ranked: Ranks, image_of_caption: Values, ks: Sequence[int] = KS
+) -> np.ndarray:
+    """Return the mean of the six recalls for each of N images: (N,).
+
+    From text to image it is the share of the image's captions that find it. For two models on the
+    same images, the difference of these is what ``bootstrap_mean`` gives a paired interval of.
+    """
+    of_caption = to_numpy(image_of_caption)
+    captions = np.bincount(of_caption)
+    recalls = []
+    for k in ks:
+        recalls.append(ranked["image_to_text"] < k)
+        recalls.append(np.bincount(of_caption, ranked["text_to_image"] < k) / captions)
+    return np.mean(recalls, axis=0)
 
 
 @torch.inference_mode()

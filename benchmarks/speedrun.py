@@ -1,0 +1,166 @@
+"""Measure how soon a recall is reached, from raw photos and an empty cache.
+
+    python benchmarks/speedrun.py      writes report/results/benchmarks/speedrun.json
+
+(``make bench-speedrun`` runs it.) The clock starts before the weights of the towers are loaded, and
+runs while features are cached, while the model trains, and while dev is measured. It stops while we
+measure the mean recall on Flickr8k's test split, one view an image, after each epoch.
+
+Beside us stand the loops of transformers and open_clip from ``peers.py``, with the learning rates
+that were the better ones there. They have 20 minutes each.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import peers
+import torch
+
+import minicliplib as mc
+from minicliplib.analysis.measures import embed
+from minicliplib.features import Features
+
+PEERS_RESULT = Path(__file__).resolve().parents[1] / "report/results/benchmarks/peers.json"
+TARGETS = (0.50, 0.55, 0.58, 0.60)
+
+# Our recipes, and what each one changes in the preset.
+LOCKED = {
+    "encoders.image_trainable": 0,
+    "encoders.text_trainable": 0,
+    "train.map_crop": 1.0,
+    "train.word_dropout": 0.0,
+    "train.average": 0.0,
+    "train.soup": 1,
+    "train.locked_epochs": 0,
+    "inference.tta_views": 1,
+}
+RECIPES = {
+    "one_tower": LOCKED
+    | {"encoders.image": "efficientnet_lite2", "features.views": 1, "train.epochs": 12},
+    "two_towers": LOCKED | {"features.views": 1, "train.epochs": 16},
+    "two_towers_two_views": LOCKED | {"features.views": 2, "train.epochs": 20},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", nargs="?", choices=RECIPES, help="run one only, and print it")
+    parser.add_argument("--minutes", type=float, default=20, help="for each peer")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--limit", type=int, help="of the images of each split, for a quick try")
+    options = parser.parse_args()
+    if options.recipe:
+        print(json.dumps(our_curve(RECIPES[options.recipe], options.limit)))
+    else:
+        measure_all(options)
+
+
+def measure_all(options: argparse.Namespace) -> None:
+    """Run all contenders one after the other, each in a process of its own, and save the result."""
+    started = time.perf_counter()
+    limit = ["--limit", str(options.limit)] if options.limit else []
+    curves = {}
+    for name in RECIPES:
+        curves[name] = json.loads(peers.last_line([__file__, name, *limit], options.threads))
+        print(name, minutes_to(curves[name]), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        peers.save_vision_tower(folder)
+        for name in peers.PEERS:
+            curves[name] = peer_curve(name, options, folder)
+            print(name, minutes_to(curves[name]), flush=True)
+
+    metrics = {
+        "curves": curves,
+        "minutes_to": {name: minutes_to(curve) for name, curve in curves.items()},
+        "sooner_than": {name: sooner_than(curves, name) for name in peers.PEERS},
+        "recipes": RECIPES,
+        "minutes": options.minutes,
+        "limit": options.limit,
+    }
+    torch.set_num_threads(options.threads)
+    seconds = time.perf_counter() - started
+    mc.save_result("benchmarks", "speedrun", metrics, mc.preset("flickr8k"), seconds)
+
+
+# ---- one contender ------------------------------------------------------------------------------
+
+
+def our_curve(changes: dict[str, Any], limit: int | None) -> list[dict[str, float]]:
+    """Train a recipe with an empty cache; return minutes and mean recall after each epoch."""
+    config = mc.preset("flickr8k").updated(**changes)
+    curve = []
+    off_the_clock = 0.0
+    test_features = None
+    with peers.empty_home() as home:
+        folder = Path(home) / "run"
+        train, dev, test = (peers.flickr8k(split, limit) for split in ("train", "dev", "test"))
+
+        def measure(history: pd.DataFrame) -> None:
+            nonlocal off_the_clock, test_features
+            paused = time.perf_counter()
+            minutes = (paused - started - off_the_clock) / 60
+
+            # The features of the test split are cached before the first measurement.
+            model = mc.load(folder, "cpu")
+            if test_features is None:
+                test_features = Features(model, test, progress=False)
+            images, captions = embed(model, test_features)
+            ranked = mc.ranks_from_embeddings(images, captions, test.image_of_caption)
+            recall = mc.summarise(ranked, len(test))["mean_recall"]
+
+            curve.append({"minutes": minutes, "mean_recall": recall})
+            print(f"{minutes:.2f} min: {recall:.1%}", file=sys.stderr, flush=True)
+            off_the_clock += time.perf_counter() - paused
+
+        started = time.perf_counter()
+        mc.fit(config, folder, train, dev, progress=False, on_epoch=measure)
+    return curve
+
+
+def peer_curve(name: str, options: argparse.Namespace, folder: str) -> list[dict[str, float]]:
+    """Train a peer for its minutes, with the learning rate that it chose in ``peers.py``."""
+    rate = json.loads(PEERS_RESULT.read_text())["metrics"]["contenders"][name]["learning_rate"]
+    run = peers.TrainingRun(name, options.minutes, 8, "test", rate, options.threads, options.limit)
+    result = peers.apart(run, folder, peers.all_inputs(options.limit))
+    return [{key: mark[key] for key in ("minutes", "mean_recall")} for mark in result["curve"]]
+
+
+# ---- what the curves say ------------------------------------------------------------------------
+
+
+def minutes_to(curve: list[dict[str, float]]) -> dict[str, float | None]:
+    """Return after how many minutes each target was reached; None if it never was."""
+    return {f"{target:.0%}": first_minute(curve, target) for target in TARGETS}
+
+
+def first_minute(curve: list[dict[str, float]], recall: float) -> float | None:
+    """Return the minutes of the first mark with that recall or more."""
+    for mark in curve:
+        if mark["mean_recall"] >= recall:
+            return mark["minutes"]
+    return None
+
+
+def sooner_than(curves: dict[str, list[dict[str, float]]], peer: str) -> dict[str, Any]:
+    """Return how many times sooner our quickest recipe has the recall that a peer ends with."""
+    last = curves[peer][-1]
+    ours = [first_minute(curves[name], last["mean_recall"]) for name in RECIPES]
+    quickest = min((minutes for minutes in ours if minutes is not None), default=None)
+    return {
+        "recall": last["mean_recall"],
+        "peer_minutes": last["minutes"],
+        "our_minutes": quickest,
+        "times": last["minutes"] / quickest if quickest else None,
+    }
+
+
+if __name__ == "__main__":
+    main()
