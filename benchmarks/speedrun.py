@@ -37,7 +37,6 @@ LOCKED = {
     "train.word_dropout": 0.0,
     "train.average": 0.0,
     "train.soup": 1,
-    "train.locked_epochs": 0,
     "inference.tta_views": 1,
 }
 RECIPES = {

@@ -79,7 +79,6 @@ class TrainConfig:
     """Batches, optimiser, schedule and augmentation."""
 
     epochs: int = 30
-    locked_epochs: int = 0  # of a first run with locked towers, whose heads this run starts from
     batch_size: int = 128  # images
     captions_per_image: int = 1  # at most, in a batch; two need a loss with several positives
     chunk_size: int | None = None  # two-pass gradients (GradCache) in chunks of so many images
@@ -87,6 +86,7 @@ class TrainConfig:
     lr_image: float = 2e-4
     lr_text: float = 2e-4
     weight_decay: float = 0.1  # on matrices only: not on biases, norms or the logit scale
+    mixed_precision: str = "as_used"  # or another; "auto": bf16 where the processor has it built in
     warmup: float = 0.1  # share of all steps
     clip_norm: float = 1.0
     average: float = 0.0  # decay of the averaged weights that are evaluated and kept; 0 is off
@@ -218,6 +218,19 @@ _TUNED = Config(
         word_dropout=0.1,
     ),
 )
+# Two image towers side by side, of which the head reads several stages.
+_TWO_TOWERS = _TUNED.updated(
+    encoders={
+        "image": "efficientnet_lite1+efficientnet_lite2",
+        "image_trainable": 3,
+        "image_reads": "block20+block21+last",
+        "text_reads": "layer1+layer3+layer5+last",
+    },
+    heads={"dim": 1024, "image_dropout": 0.5, "text_dropout": 0.2, "temperature": 0.04},
+    loss={"soft": 0.5},
+    features={"views": 4},
+    train={"epochs": 16, "soup": 3, "mixed_precision": "auto"},
+)
 PRESETS = {
     "sample": Config(),
     "flickr8k": _TUNED.updated(
@@ -225,6 +238,13 @@ PRESETS = {
         loss={"soft": 0.5},
         features={"views": 10},
         train={"epochs": 14, "soup": 4},
+    ),
+    "two_towers": _TWO_TOWERS,
+    # All captions at hand; one view in use, so that a folder of photos is soon embedded.
+    "everyday": _TWO_TOWERS.updated(
+        data={"name": "flickr8k+coco+folder+sample"},
+        inference={"tta_views": 1},
+        train={"soup": 1},
     ),
     # For a part of val2017, where few images make short epochs.
     "coco": _TUNED.updated(data={"name": "coco"}, train={"epochs": 40, "batch_size": 128}),

@@ -100,7 +100,7 @@ def train_run(
 ) -> Run:
     """Train one run, epoch by epoch, and return its best one; see :func:`fit`."""
     from .analysis.measures import dev_recalls
-    from .scale import runs, warm_start
+    from .scale import runs
 
     history = runs.read_history(folder, config, data)
     if runs.is_finished(history, config):
@@ -114,8 +114,7 @@ def train_run(
     readable = runs.leave_out_unreadable(data)  # the run's name is that of the data as given
     set_seed(config.seed)
     model = MiniCLIP(config).to(accelerator.device)
-    if config.train.locked_epochs and not history:
-        warm_start.start_from_locked_towers(model, folder, data, cache, progress)
+    runs.set_precision(model, runs.training_precision(config))
     features = Features(model, readable.train, config.features.views, cache, progress)
     dev_features = Features(model, readable.dev, 1, cache, progress)
     trainer = Trainer(config, model, features, accelerator)

@@ -24,13 +24,13 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="+", choices=("flickr8k", "everyday"))
     for name in parser.parse_args().names:
-        config = mc.preset(name)
-        run = mc.fit(config, **everyday_data()) if name == "everyday" else mc.fit(config)
+        train, dev = everyday_data() if name == "everyday" else (None, None)
+        run = mc.fit(mc.preset(name), train=train, dev=dev)
         run.model.save(SHIPPED / name)
         print(SHIPPED / name)
 
 
-def everyday_data() -> dict[str, mc.CaptionedImages]:
+def everyday_data() -> tuple[mc.CaptionedImages, mc.CaptionedImages]:
     """Return the training pairs of ``everyday``, and the dev pairs that choose its epoch."""
     train = joined(
         mc.load_dataset("flickr8k", "train"),
@@ -39,7 +39,7 @@ def everyday_data() -> dict[str, mc.CaptionedImages]:
         mc.load_dataset("sample", "train"),
     )
     dev = joined(mc.load_dataset("flickr8k", "dev"), mc.load_dataset("coco", "dev"))
-    return {"train": train, "dev": dev}
+    return train, dev
 
 
 def joined(*parts: mc.CaptionedImages) -> mc.CaptionedImages:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from minicliplib.scale.processes import share_of_batch
 from minicliplib.scale.runs import check_settings
 from minicliplib.scale.text_side import TextSide
 from minicliplib.scale.two_pass import two_pass_backward
-from minicliplib.scale.warm_start import locked as locked_config
 from minicliplib.training import Trainer, epoch_batches
 
 TUNED = mc.Config().updated(
@@ -191,123 +189,6 @@ def test_a_soup_finds_its_runs_where_they_lie_by_default(few):
     mc.fit(config, train=few, dev=few, on_epoch=lambda history: seen.append(len(history)))
     assert seen == [1]  # only the second run was trained
     assert one.folder.exists()
-
-
-# ---- heads from locked towers -------------------------------------------------------------------
-
-WARM = TUNED.updated(train={"locked_epochs": 3, "epochs": 1})
-
-
-@pytest.fixture
-def first_heads(monkeypatch) -> list[dict[str, torch.Tensor]]:
-    """Collect what every trainer has learned before its first step."""
-    seen = []
-    make = Trainer.__init__
-
-    def make_and_look(trainer: Trainer, config: mc.Config, model: mc.MiniCLIP, *rest) -> None:
-        make(trainer, config, model, *rest)
-        state = model.learned_state().items()
-        seen.append({name: tensor.clone() for name, tensor in state})
-
-    monkeypatch.setattr(Trainer, "__init__", make_and_look)
-    return seen
-
-
-def assert_starts_from(locked: mc.MiniCLIP, first: dict[str, torch.Tensor]) -> None:
-    """Check that heads and scale are the locked run's, and towers as pretrained."""
-    fresh = mc.MiniCLIP(WARM).learned_state()
-    of_locked = locked.learned_state()
-    assert set(of_locked) == {name for name in fresh if "encoder" not in name}
-    for name, tensor in first.items():
-        assert torch.equal(tensor, of_locked.get(name, fresh[name])), name
-    assert not torch.equal(first["logit_scale"], fresh["logit_scale"])
-
-
-@pytest.mark.slow
-def test_a_tuned_run_starts_from_heads_of_locked_towers(few, tmp_path, first_heads):
-    run = mc.fit(WARM, tmp_path, few, few)
-    locked = mc.load(tmp_path / "locked")
-    _, first = first_heads
-    assert locked.image_encoder.locked
-    assert locked.text_encoder.locked
-    assert_starts_from(locked, first)
-    assert len(pd.read_csv(tmp_path / "locked" / "history.csv")) == 3
-    assert run.model.config == WARM
-    assert len(run.history) == 1
-
-
-@pytest.mark.slow
-def test_heads_of_locked_towers_may_read_several_stages(few, tmp_path, first_heads):
-    config = WARM.updated(**READS)
-    mc.fit(config, tmp_path, few, few)
-    locked = mc.load(tmp_path / "locked").learned_state()
-    _, first = first_heads
-    assert first["image_head.project.weight"].shape == (256, 112 + 320 + 1280)
-    for name, tensor in locked.items():
-        assert torch.equal(first[name], tensor), name
-
-
-@pytest.mark.slow
-def test_the_locked_run_is_one_run_by_default_whoever_starts_from_it(few, first_heads):
-    mc.fit(WARM, train=few, dev=few)
-    config = locked_config(WARM)
-    alone = mc.fit(config, train=few, dev=few, on_epoch=lambda _: pytest.fail("trained again"))
-    assert_starts_from(alone.model, first_heads[1])
-
-    # The runs of a soup, which draw other batches, train no heads again.
-    del first_heads[:]
-    mc.fit(WARM.updated(train={"shuffle": 1, "soup": 2}), train=few, dev=few)
-    assert len(first_heads) == 2
-    for first in first_heads:
-        assert_starts_from(alone.model, first)
-
-
-@pytest.mark.slow
-def test_runs_of_a_soup_in_a_folder_start_from_the_same_heads(few, tmp_path, first_heads):
-    mc.fit(WARM.updated(train={"soup": 2}), tmp_path, few, few)
-    tuned = [first for first in first_heads if any("encoder" in name for name in first)]
-    assert len(tuned) == 2
-    for name, tensor in tuned[0].items():
-        assert torch.equal(tensor, tuned[1][name]), name
-
-
-@pytest.mark.slow
-def test_a_resumed_run_does_not_train_its_heads_on_locked_towers_again(few, tmp_path, first_heads):
-    config = WARM.updated(train={"epochs": 3})
-    whole = mc.fit(config, tmp_path / "whole", few, few)
-
-    def kill(history: pd.DataFrame) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        mc.fit(config, tmp_path / "cut", few, few, on_epoch=kill)
-    shutil.rmtree(tmp_path / "cut" / "locked")
-    del first_heads[:]
-    resumed = mc.fit(config, tmp_path / "cut", few, few)
-    assert len(first_heads) == 1
-    assert not (tmp_path / "cut" / "locked").exists()
-    assert resumed.history["loss"].tolist() == whole.history["loss"].tolist()
-    for name, tensor in whole.model.learned_state().items():
-        assert torch.equal(resumed.model.learned_state()[name], tensor), name
-
-
-def test_no_run_with_locked_towers_is_asked_for_by_default(few, tmp_path):
-    mc.fit(mc.Config().updated(train={"batch_size": 8, "epochs": 1}), tmp_path, few, few)
-    assert not (tmp_path / "locked").exists()
-
-
-def test_the_first_run_keeps_what_heads_need_and_drops_the_rest():
-    config = WARM.updated(
-        **READS, features={"views": 6}, train={"soup": 3, "average": 0.9, "word_dropout": 0.1}
-    )
-    first = locked_config(config)
-    assert first.encoders.image_reads == config.encoders.image_reads
-    assert first.encoders.image_trainable == first.encoders.text_trainable == 0
-    assert first.train.epochs == 3
-    assert first.train.locked_epochs == 0
-    assert first.train.soup == 1
-    assert first.features.views == 2
-    assert first.heads == config.heads
 
 
 # ---- half a model -------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 import minicliplib as mc
 from minicliplib.encoders import Hidden
 from minicliplib.features import Features
+from minicliplib.scale import runs
 from minicliplib.training import (
     Trainer,
     augment,
@@ -102,23 +103,39 @@ def test_cached_and_uncached_training_agree(few, changes):
     assert losses[True, "float16"] == pytest.approx(losses[False, "float32"], abs=0.02)
 
 
+def test_bf16_is_taken_by_itself_only_where_the_processor_has_it(monkeypatch):
+    config = mc.Config().updated(train={"mixed_precision": "auto"})
+    for built_in, precision in ((True, "bf16"), (False, "no")):
+        monkeypatch.setattr(runs, "multiplies_bf16", lambda answer=built_in: answer)
+        assert runs.training_precision(config) == precision
+    assert runs.training_precision(mc.Config().updated(encoders={"precision": "fp16"})) == "fp16"
+    with pytest.raises(ValueError, match=r"train.mixed_precision must be .*, not 'bf8'"):
+        runs.training_precision(mc.Config().updated(train={"mixed_precision": "bf8"}))
+
+
 @pytest.mark.slow
 def test_mixed_precision_holds_for_the_trunk_for_training_and_for_the_user(few, tmp_path):
-    runs = {}
+    trained = {}
     trunks = {}
     for precision in ("no", "bf16"):
         config = TUNED.updated(
             encoders={"precision": precision}, features={"cache_dtype": "float32"}
         )
-        runs[precision] = mc.fit(config, tmp_path / precision, few, few)
-        trunks[precision] = Features(runs[precision].model, few).images[0]
-        assert all(p.dtype == torch.float32 for p in runs[precision].model.parameters())
-    plain_losses = runs["no"].history["loss"].tolist()
-    assert runs["bf16"].history["loss"].tolist() == pytest.approx(plain_losses, abs=0.1)
+        trained[precision] = mc.fit(config, tmp_path / precision, few, few)
+        trunks[precision] = Features(trained[precision].model, few).images[0]
+        assert all(p.dtype == torch.float32 for p in trained[precision].model.parameters())
+    plain_losses = trained["no"].history["loss"].tolist()
+    assert trained["bf16"].history["loss"].tolist() == pytest.approx(plain_losses, abs=0.1)
     error = np.abs(trunks["bf16"] - trunks["no"]).mean()
     assert 0 < error < 0.1 * np.abs(trunks["no"]).mean()  # 8 bits a number
 
-    model = runs["bf16"].model
+    # A run can also be trained in another precision than its model is used in.
+    config = TUNED.updated(features={"cache_dtype": "float32"}, train={"mixed_precision": "bf16"})
+    other = mc.fit(config, tmp_path / "other", few, few)
+    assert other.model.image_encoder.precision is None
+    assert other.history["loss"].tolist() == trained["bf16"].history["loss"].tolist()
+
+    model = trained["bf16"].model
     half = [model.encode_image(few.images), model.encode_text(few.flat_captions)]
     model.image_encoder.precision = None
     model.text_encoder.precision = None
@@ -275,7 +292,6 @@ def test_a_step_takes_the_learning_rate_of_its_place(few):
         ("train", "word_dropout", 1.5),
         ("train", "average", -0.5),
         ("train", "shuffle", -1),
-        ("train", "locked_epochs", -1),
         ("features", "views", 0),
         ("features", "cache_dtype", "float"),
         ("heads", "temperature", 0.0),

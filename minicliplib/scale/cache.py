@@ -37,7 +37,6 @@ TRAINING_CODE = (
     "scale/runs",
     "scale/soup",
     "scale/two_pass",
-    "scale/warm_start",
 )
 LIBRARIES = ("torch", "timm", "transformers", "tokenizers", "accelerate", "pillow", "numpy")
 

@@ -25,7 +25,7 @@ from ..config import Config
 from ..datasets.base import CaptionedImages, Splits, without_unreadable
 from ..datasets.load import DATASETS, load_dataset
 from ..loss import contrastive_loss
-from ..model import MiniCLIP, best_device
+from ..model import PRECISIONS, MiniCLIP, best_device, precision_of
 from ..paths import data_root, write_atomically
 
 if TYPE_CHECKING:
@@ -158,7 +158,36 @@ def load_state(trainer: "Trainer", folder: Path, epochs: int) -> None:
 def start_accelerator(config: Config) -> Accelerator:
     """Return what runs the steps on one or several processes and devices."""
     AcceleratorState._reset_state()  # or a run of another precision would be refused
-    return Accelerator(mixed_precision=config.encoders.precision, cpu=best_device() == "cpu")
+    return Accelerator(mixed_precision=training_precision(config), cpu=best_device() == "cpu")
+
+
+def training_precision(config: Config) -> str:
+    """Return the mixed precision to train in, by name."""
+    wanted = config.train.mixed_precision
+    if wanted == "as_used":
+        return config.encoders.precision
+    if wanted == "auto":
+        return "bf16" if multiplies_bf16() else "no"
+    if wanted not in PRECISIONS:
+        known = ", ".join(["as_used", "auto", *PRECISIONS])
+        raise ValueError(f"train.mixed_precision must be one of {known}, not {wanted!r}.")
+    return wanted
+
+
+def multiplies_bf16() -> bool:
+    """Return whether the best device here has bfloat16 built in, so that it pays."""
+    device = best_device()
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    # On another processor bfloat16 is slower than float32.
+    built_in = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device == "cpu" and built_in is not None and built_in()
+
+
+def set_precision(model: MiniCLIP, name: str) -> None:
+    """Let both towers run in a precision."""
+    model.image_encoder.precision = precision_of(name)
+    model.text_encoder.precision = precision_of(name)
 
 
 def load_split(config: Config, split: str) -> CaptionedImages:
@@ -188,7 +217,7 @@ def check_settings(config: Config, data: Splits, accelerator: Accelerator) -> No
     _check_numbers(config)
     settings = config.train
     train = data.train
-    if settings.chunk_size and config.encoders.precision == "fp16":
+    if settings.chunk_size and training_precision(config) == "fp16":
         raise ValueError("train.chunk_size cannot be used with fp16, which scales gradients.")
 
     # Batches: of enough images, shared evenly, with enough captions.
@@ -255,9 +284,8 @@ def _check_numbers(config: Config) -> None:
     for name, value in shares.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is a share, from 0 to 1, not {value}.")
-    for name, value in (("shuffle", settings.shuffle), ("locked_epochs", settings.locked_epochs)):
-        if value < 0:
-            raise ValueError(f"train.{name} must be 0 or more, not {value}.")
+    if settings.shuffle < 0:
+        raise ValueError(f"train.shuffle must be 0 or more, not {settings.shuffle}.")
     if config.features.cache_dtype not in ("float16", "float32"):
         kind = config.features.cache_dtype
         raise ValueError(f"features.cache_dtype must be float16 or float32, not {kind!r}.")
