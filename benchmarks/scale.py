@@ -250,7 +250,8 @@ class HollowFeatures(Features):
         if kind == "tokens":
             shape = (captions * TOKENS, text.model.config.hidden_size)
         elif kind == "pooled":
-            shape = (captions, text.dim)
+            frozen_reads = sum(stage < text.frozen for stage in text.reads)
+            shape = (captions, frozen_reads * text.model.config.hidden_size)
         else:
             one = trunk_output(self.model.image_encoder)
             shape = (len(self.data), one.state.numel() + one.pooled.numel())

@@ -29,7 +29,7 @@ class EncoderConfig:
     text: str = "minilm"
     image_trainable: int = 0  # 0 is a locked tower (LiT), -1 is full fine-tuning
     text_trainable: int = 0
-    image_reads: str = "last"  # the stages whose pooled outputs the head reads: "block20+last"
+    image_reads: str = "last"  # the stages that the head reads, each pooled: "block20+last"
     text_reads: str = "last"
     max_tokens: int = 40  # longer captions are cut
     text_dropout: float = 0.0  # inside the text tower's trainable stages
@@ -80,13 +80,17 @@ class TrainConfig:
 
     epochs: int = 30
     batch_size: int = 128  # images
-    captions_per_image: int = 1  # at most, in a batch; two need a loss with several positives
+    # Drawn for each image of a batch, or all if it has fewer. More than one needs a loss with
+    # several positives.
+    captions_per_image: int = 1
     chunk_size: int | None = None  # two-pass gradients (GradCache) in chunks of so many images
     lr_heads: float = 1e-3
     lr_image: float = 2e-4
     lr_text: float = 2e-4
     weight_decay: float = 0.1  # on matrices only: not on biases, norms or the logit scale
-    mixed_precision: str = "as_used"  # or another; "auto": bf16 where the processor has it built in
+    # Of training, its cached features included: "as_used" is encoders.precision, "auto" is bf16
+    # where the processor computes in it, and "no", "bf16" and "fp16" are as there.
+    mixed_precision: str = "as_used"
     warmup: float = 0.1  # share of all steps
     clip_norm: float = 1.0
     average: float = 0.0  # decay of the averaged weights that are evaluated and kept; 0 is off
@@ -240,7 +244,8 @@ PRESETS = {
         train={"epochs": 14, "soup": 4},
     ),
     "two_towers": _TWO_TOWERS,
-    # All captions at hand; one view in use, so that a folder of photos is soon embedded.
+    # One view in use, so that embedding a folder is fast. The shipped checkpoint of this name has
+    # learned from all of ``folder``, not from its split "train" alone: see report/checkpoints.py.
     "everyday": _TWO_TOWERS.updated(
         data={"name": "flickr8k+coco+folder+sample"},
         inference={"tta_views": 1},

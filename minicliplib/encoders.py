@@ -58,7 +58,7 @@ class Encoder(nn.Module):
     def __init__(self, model: nn.Module, stages: list["Stage"], trainable: int, reads: str):
         super().__init__()
         self.reads = stage_numbers(stages, reads)
-        # What comes after the last stage that is read has no part in anything.
+        # The stages after the last one that is read never run.
         unread = stages[self.reads[-1] + 1 :]
         stages = stages[: self.reads[-1] + 1]
         if not -1 <= trainable <= len(stages):
@@ -198,10 +198,10 @@ class ImageEncoder(Encoder):
             self.register_buffer(statistic, values, persistent=False)
         self.to(memory_format=torch.channels_last)  # about 1.5 times faster on a CPU
 
-        self._look_at_empty_image()
+        self._measure_shapes()
 
     @torch.no_grad()
-    def _look_at_empty_image(self) -> None:
+    def _measure_shapes(self) -> None:
         """See what the trunk gives, and how much the head reads."""
         hidden = self.trunk(torch.zeros(1, 3, self.size, self.size))
         self.state_shape = hidden.state.shape[1:]

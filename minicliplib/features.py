@@ -105,7 +105,7 @@ class Features:
 
     @torch.inference_mode()
     def teacher_text(self) -> np.ndarray:
-        """Return unit vectors (M, D) of the captions by the text tower as it is, its last stage."""
+        """Return unit vectors (M, D) of the captions, by the last stage that is read as it is."""
         encoder = self.model.text_encoder.eval()
         width = encoder.dim // len(encoder.reads)
         if self.cache and encoder.locked:
@@ -194,7 +194,7 @@ class Features:
         title = f"{self.data.split} captions"
         for rows in tqdm(self._by_length(), title, disable=not self.progress):
             hidden, mask = self._run_text(rows)
-            pooled.append((rows, hidden.pooled.cpu().numpy()))
+            pooled.append((rows, hidden.pooled.cpu().numpy().astype(self.dtype)))
             state = hidden.state
             if out is None:
                 dtype = self.dtype if state.is_floating_point() else np.int64

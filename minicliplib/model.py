@@ -240,7 +240,11 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
 
 def fingerprint_of(config: Config, state: dict[str, Tensor]) -> str:
     """Return the fingerprint of the model with these settings and this ``learned_state``."""
-    settings = [asdict(config.encoders), asdict(config.inference)]
+    encoders = asdict(config.encoders)
+    for name in ("image_reads", "text_reads"):
+        if encoders[name] == "last":  # as in every model of version 0.2
+            del encoders[name]
+    settings = [encoders, asdict(config.inference)]
     content = hashlib.sha256(json.dumps(settings).encode())
     for name in sorted(state):
         content.update(state[name].float().cpu().numpy().tobytes())

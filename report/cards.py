@@ -35,6 +35,8 @@ def facts_of(name: str) -> dict[str, Any]:
 
 def data_of(name: str) -> dict[str, Any]:
     """Return what a shipped checkpoint was trained on, and how much of it there was."""
+    if name not in ("flickr8k", "mixed"):
+        raise ValueError(f"Say in report/cards.py what the checkpoint {name!r} has learned from.")
     datasets = ["flickr8k", "sample"] if name == "mixed" else ["flickr8k"]
     images = 0
     captions = 0

@@ -78,6 +78,12 @@ def test_an_image_is_judged_by_its_own_queries_alone():
     assert recall_of_each_image(ranked, np.array([0, 1])).tolist() == [1, 0]
 
 
+def test_an_image_without_captions_is_left_out():
+    # Of three images the second has no caption, so there are ranks for two.
+    ranked = {"image_to_text": np.array([0, 0]), "text_to_image": np.array([0, 50])}
+    assert recall_of_each_image(ranked, np.array([0, 2])).tolist() == [1, 0.5]
+
+
 def test_dev_is_embedded_as_the_user_embeds(model, pairs):
     few = pairs.subset(range(16))
     images, captions = embed(model, Features(model, few), batch_size=5)

@@ -121,6 +121,23 @@ def test_a_map_of_a_model_that_forgot_is_another(forgetful, named, maps, share):
     assert abs(np.mean(agreements)) < 0.35
 
 
+def test_a_tower_whose_pooling_widens_its_map_is_summed_over_channels(named):
+    mc.set_seed(0)
+    config = mc.Config().updated(encoders={"image": "mobilenetv3_small_050"})
+    model = mc.MiniCLIP(config, pretrained=False)
+    encoder = model.image_encoder
+    image, text = named[0].image, named[0].text
+
+    # Grad-CAM by hand, at the one size that a tower which is not cut accepts.
+    hidden = encoder.run(encoder.prepare([image])).detach().requires_grad_()  # (1, 288, 7, 7)
+    vector = F.normalize(model.image_head(encoder.pool(hidden)), dim=-1)[0]
+    (gradient,) = torch.autograd.grad(vector @ model.encode_text(text)[0].clone(), hidden)
+    places = (hidden * gradient).sum(1).relu()[None]
+    by_hand = F.interpolate(places, (encoder.size, encoder.size), mode="bilinear")[0, 0].detach()
+    expected = (by_hand / by_hand.max()).numpy()
+    assert np.allclose(mc.relevance_map(model, image, text), expected, atol=1e-4)
+
+
 READS = {
     "efficientnet_lite0": "block9+block15+last",
     "resnet18": "block4+last",

@@ -12,7 +12,7 @@ from PIL import Image
 
 import minicliplib as mc
 from minicliplib.datasets.base import Splits
-from minicliplib.scale import memory
+from minicliplib.scale import memory, runs
 from minicliplib.scale.runs import run_folder
 
 SMALL = mc.Config().updated(train={"batch_size": 32, "epochs": 2, "lr_heads": 2e-3})
@@ -209,3 +209,17 @@ def test_what_a_run_learned_from_stands_in_its_card(pairs, tmp_path):
     best = run.history["dev_mean_recall"].max()
     assert result["metrics"]["mean recall"] == pytest.approx(best)
     assert f"{100 * best:.1f}" in (tmp_path / "README.md").read_text()
+
+
+def test_a_run_goes_on_only_in_the_precision_that_it_was_begun_in(pairs, tmp_path, monkeypatch):
+    config = SMALL.updated(train={"mixed_precision": "auto", "epochs": 2})
+    monkeypatch.setattr(runs, "has_fast_bf16", lambda: False)
+
+    def kill(history: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mc.fit(config, tmp_path, pairs, pairs, on_epoch=kill)
+    monkeypatch.setattr(runs, "has_fast_bf16", lambda: True)
+    with pytest.raises(ValueError, match="begun in precision 'no', and would go on in 'bf16'"):
+        mc.fit(config, tmp_path, pairs, pairs)

@@ -48,6 +48,11 @@ def test_they_say_what_made_them(shipped, mixed):
     assert mixed.config == mc.preset("mixed")
 
 
+def test_indexes_of_version_0_2_are_still_those_of_these_models(shipped, mixed):
+    assert shipped.fingerprint() == "fdf0eeb1"
+    assert mixed.fingerprint() == "a8187c0f"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_its_settings_move_to_where_they_are_now(name):
     record = record_of(name)

@@ -106,7 +106,7 @@ def test_cached_and_uncached_training_agree(few, changes):
 def test_bf16_is_taken_by_itself_only_where_the_processor_has_it(monkeypatch):
     config = mc.Config().updated(train={"mixed_precision": "auto"})
     for built_in, precision in ((True, "bf16"), (False, "no")):
-        monkeypatch.setattr(runs, "multiplies_bf16", lambda answer=built_in: answer)
+        monkeypatch.setattr(runs, "has_fast_bf16", lambda answer=built_in: answer)
         assert runs.training_precision(config) == precision
     assert runs.training_precision(mc.Config().updated(encoders={"precision": "fp16"})) == "fp16"
     with pytest.raises(ValueError, match=r"train.mixed_precision must be .*, not 'bf8'"):

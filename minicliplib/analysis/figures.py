@@ -522,10 +522,21 @@ def words(rows: Sequence[tuple[str, Sequence[Scored], Sequence[Scored]]]) -> Fig
 
 @_themed
 def study(result: Mapping[str, Any]) -> Figure:
-    """Draw one study as ``seed_dots`` does, in a figure of its own."""
-    fig, ax = plt.subplots(figsize=(6, 0.9 + 0.24 * len(result["rows"])))
+    """Draw one study as ``seed_dots`` does, in a figure of its own.
+
+    To its right stand the leads over one row, in points, with their intervals: rows may have a
+    ``lead`` and a ``lead_interval``.
+    """
+    fig, ax = plt.subplots(figsize=(7, 0.9 + 0.24 * len(result["rows"])))
     seed_dots(ax, result)
     ax.set_xlabel("mean recall on held-out photos (%)")
+    for y, row in enumerate(result["rows"]):
+        if "lead" in row:
+            low, high = row["lead_interval"]
+            text = f"{100 * row['lead']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+            ax.annotate(
+                text, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=7
+            )
     return fig
 
 

@@ -1,9 +1,8 @@
 """Hubs: items that stand near the top of too many lists, and a correction for them.
 
-In a space of many dimensions a few items are close to everything. Whoever has a bank of queries as
-they are asked in general can see how close each item is to all of them, and take that away
-(QB-Norm, Bogolin et al. 2022; here with one number for each item, as in the inverted softmax of
-Smith et al. 2017).
+A few items are close to almost every query. We measure this with a bank of typical queries, and
+subtract it from the scores (a simple form of QB-Norm, Bogolin et al. 2022, with one number for each
+item, as in the inverted softmax of Smith et al. 2017).
 """
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 
 def hub_bias(gallery: Tensor, bank: Tensor, scale: float = 20.0) -> Tensor:
-    """Return how close each item of a gallery is to all queries, to be taken from its cosines.
+    """Return how close each item of a gallery is to typical queries: subtract it from its cosines.
 
     That is a soft maximum of its cosines with the bank: log-mean-exp, where ``scale`` says how much
     the closest queries count.

@@ -87,17 +87,20 @@ def modality_gap(image_emb: Values, text_emb: Values) -> float:
 def recall_of_each_image(
     ranked: Ranks, image_of_caption: Values, ks: Sequence[int] = KS
 ) -> np.ndarray:
-    """Return the mean of the six recalls for each of N images: (N,).
+    """Return the mean of the six recalls for each of the N images that have captions: (N,).
 
-    From text to image it is the share of the image's captions that find it. For two models on the
-    same images, the difference of these is what ``bootstrap_mean`` gives a paired interval of.
+    From text to image it is the share of the image's captions that find it. Where all images have
+    equally many captions, the mean of these is ``mean_recall``. For two models on the same images,
+    ``bootstrap_mean`` gives a paired interval of the difference.
     """
-    of_caption = to_numpy(image_of_caption)
-    captions = np.bincount(of_caption)
+    # Number the images that have captions from 0, as the ranks of images are numbered.
+    _, row_of_caption = np.unique(to_numpy(image_of_caption), return_inverse=True)
+    captions_of_image = np.bincount(row_of_caption)
     recalls = []
     for k in ks:
         recalls.append(ranked["image_to_text"] < k)
-        recalls.append(np.bincount(of_caption, ranked["text_to_image"] < k) / captions)
+        found_by = np.bincount(row_of_caption, ranked["text_to_image"] < k)
+        recalls.append(found_by / captions_of_image)
     return np.mean(recalls, axis=0)
 
 

@@ -109,10 +109,11 @@ def _grad_cam(model: MiniCLIP, pixels: Tensor, text_vector: Tensor) -> Tensor:
         cosine = _cosine(model, pooled, text_vector)
         gradients = torch.autograd.grad(cosine, maps)
 
-        # Sum over the channels, which some towers keep in the last dimension.
+        # Sum over the channels, which towers that are not cut may keep in the last dimension.
         contributions = []
-        for read, gradient, vector in zip(maps, gradients, pooled, strict=True):
-            channels_first = read.shape[1] == vector.shape[1]
+        for read, gradient in zip(maps, gradients, strict=True):
+            is_cut = len(encoder.stages) > 1
+            channels_first = is_cut or read.shape[1] == encoder.model.num_features
             of_places = (read * gradient).detach().sum(1 if channels_first else 3)  # (1, h, w)
             # For each unit of area, since a map of fewer places has larger ones.
             contributions.append(of_places[None] * of_places.numel())

@@ -141,7 +141,7 @@ def _page(config: Config, data: dict[str, Any], results: list[dict[str, Any]]) -
 
 def _tower(name: str) -> str:
     """Return what a tower is, or several side by side."""
-    return "; beside it ".join(TOWERS.get(part, part) for part in name.split("+"))
+    return ", side by side with ".join(TOWERS.get(part, part) for part in name.split("+"))
 
 
 def _reads(reads: str) -> str:
@@ -237,7 +237,7 @@ def _limits(config: Config) -> str:
             "- Its text tower may have read captions of Flickr8k's and COCO's test images in its "
             "own pretraining, though never with an image."
         )
-    if all(name in TRAINED_ON_IMAGENET for name in config.encoders.image.split("+")):
+    if any(name in TRAINED_ON_IMAGENET for name in config.encoders.image.split("+")):
         lines.append(
             "- Its image tower was trained on ImageNet's labels, so it is not zero-shot there."
         )

@@ -31,7 +31,7 @@ class SideBySide(ImageEncoder):
         self.register_buffer("mean", towers[0].mean, persistent=False)
         self.register_buffer("std", towers[0].std, persistent=False)
         self.channels = self._channels_after_stages()
-        self._look_at_empty_image()
+        self._measure_shapes()
 
     @torch.no_grad()
     def _channels_after_stages(self) -> list[list[int]]:
@@ -73,8 +73,8 @@ def _check_side_by_side(names: str, towers: list[ImageEncoder]) -> None:
         if tower.stages[0][0] != "stem" or tower.stages[-1][0] == "norm":
             problem = "only EfficientNets and ResNets can"
         elif len(tower.stages) != len(first.stages):
-            problem = "they have unequal numbers of stages"
+            problem = f"they have {len(first.stages)} and {len(tower.stages)} stages"
         elif not (torch.equal(tower.mean, first.mean) and torch.equal(tower.std, first.std)):
-            problem = "they want pixels of unlike mean and spread"
+            problem = "they expect pixels of another mean or standard deviation"
     if problem:
         raise ValueError(f"The towers {names!r} cannot stand side by side: {problem}.")

@@ -128,6 +128,7 @@ def save_state(trainer: "Trainer", folder: Path, history: History, data: Splits)
     record = {
         "config": trainer.config.digest(),
         "data": data.fingerprint,
+        "precision": training_precision(trainer.config),
         "history": json.dumps(history),
     }
     write_atomically(folder / STATE, lambda part: save_file(tensors, part, metadata=record))
@@ -135,7 +136,19 @@ def save_state(trainer: "Trainer", folder: Path, history: History, data: Splits)
 
 
 def load_state(trainer: "Trainer", folder: Path, epochs: int) -> None:
-    """Take up what ``save_state`` wrote after so many epochs."""
+    """Take up what ``save_state`` wrote after so many epochs.
+
+    Raises:
+        ValueError: it was trained in another precision, which "auto" may give on another machine.
+
+    """
+    begun_in = safe_open(folder / STATE, "pt").metadata().get("precision")
+    precision = training_precision(trainer.config)
+    if begun_in not in (None, precision):
+        raise ValueError(
+            f"{folder} was begun in precision {begun_in!r}, and would go on in {precision!r}: set "
+            "train.mixed_precision, and start a run in another folder."
+        )
     model_state = {}
     optimiser_state = trainer.optimiser.state_dict()
     for full_name, tensor in load_file(folder / STATE).items():
@@ -167,19 +180,18 @@ def training_precision(config: Config) -> str:
     if wanted == "as_used":
         return config.encoders.precision
     if wanted == "auto":
-        return "bf16" if multiplies_bf16() else "no"
+        return "bf16" if has_fast_bf16() else "no"
     if wanted not in PRECISIONS:
         known = ", ".join(["as_used", "auto", *PRECISIONS])
         raise ValueError(f"train.mixed_precision must be one of {known}, not {wanted!r}.")
     return wanted
 
 
-def multiplies_bf16() -> bool:
-    """Return whether the best device here has bfloat16 built in, so that it pays."""
+def has_fast_bf16() -> bool:
+    """Return whether the best device here computes in bfloat16 itself; elsewhere it is slower."""
     device = best_device()
     if device == "cuda":
-        return torch.cuda.is_bf16_supported()
-    # On another processor bfloat16 is slower than float32.
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     built_in = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return device == "cpu" and built_in is not None and built_in()
 
