@@ -35,7 +35,7 @@ from minicliplib.metrics import bootstrap_mean
 from minicliplib.model import ProjectionHead
 from minicliplib.scale.averaging import mean_state
 from minicliplib.scale.memory import keep_freed_memory
-from minicliplib.training import learning_rate_share
+from minicliplib.training import learning_rate_share, parameter_groups
 
 HELD_OUT = 1000  # of the training photos
 EPOCHS = 12
@@ -53,7 +53,6 @@ def main() -> None:
     options = parser.parse_args()
     started = time.perf_counter()
     keep_freed_memory()
-    torch.manual_seed(0)
 
     photos = mc.load_dataset("flickr8k", "train", limit=options.limit)
     order = np.random.default_rng(0).permutation(len(photos))
@@ -79,7 +78,9 @@ def pooling(
 ) -> dict[str, Any]:
     """Compare the mean over places with attention that learns where to look."""
     # With one trainable stage the cache holds the map before it. That stage stays as it is here.
-    config = locked(image="efficientnet_lite2", image_trainable=1, reads="last")
+    config = locked(
+        image="efficientnet_lite2", image_trainable=1, image_reads="last", text_reads="last"
+    )
     train = Cached(config, learned_from)
     judge = Cached(config, judged_on)
 
@@ -87,7 +88,6 @@ def pooling(
     for name in ("mean", "attention"):
         runs = []
         for seed in range(2):
-            torch.manual_seed(seed)
             pool = AttentionPool(1280) if name == "attention" else MeanPool()
             runs.append(judge.finds(train_heads(config, train, seed, epochs, pool)))
         found[name] = np.mean(runs, axis=0)
@@ -98,8 +98,7 @@ def one_from_many(
     learned_from: mc.CaptionedImages, judged_on: mc.CaptionedImages, epochs: int
 ) -> dict[str, Any]:
     """Compare one run, a soup, an ensemble, and a student of an ensemble."""
-    preset = mc.preset("two_towers")
-    config = locked(preset.encoders.image, 0, preset.encoders.image_reads, preset)
+    config = locked()
     train = Cached(config, learned_from)
     judge = Cached(config, judged_on)
 
@@ -133,20 +132,10 @@ def one_from_many(
     return result | {"single_runs": single_recalls, "minutes": minutes_of}
 
 
-def locked(
-    image: str, image_trainable: int, reads: str, preset: mc.Config | None = None
-) -> mc.Config:
-    """Return the preset's settings with other towers, of which nothing is tuned."""
-    config = (preset or mc.preset("two_towers")).updated(
-        encoders={
-            "image": image,
-            "image_trainable": image_trainable,
-            "text_trainable": 0,
-            "image_reads": reads,
-        },
-        features={"views": 1},
-    )
-    return config if preset else config.updated(encoders={"text_reads": "last"})
+def locked(**encoders: Any) -> mc.Config:
+    """Return the preset's settings with other encoders, of which nothing is tuned."""
+    nothing_tuned = {"image_trainable": 0, "text_trainable": 0}
+    return mc.preset("two_towers").updated(encoders=nothing_tuned | encoders, features={"views": 1})
 
 
 def compared(found: dict[str, np.ndarray], reference: str) -> dict[str, Any]:
@@ -272,13 +261,7 @@ def train_heads(
     rng = np.random.default_rng([seed, shuffle])  # batches
     torch.manual_seed(1000 * seed + shuffle)  # dropout
     settings = config.train
-    matrices = [p for p in heads.parameters() if p.ndim > 1]
-    others = [p for p in heads.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": matrices}, {"params": others, "weight_decay": 0.0}],
-        weight_decay=settings.weight_decay,
-        betas=(0.9, 0.98),
-    )
+    optimiser = torch.optim.AdamW(parameter_groups(config, heads), betas=(0.9, 0.98))
     size = min(settings.batch_size, len(cached.images))
     per_image = settings.captions_per_image
     image_of_caption = torch.arange(size).repeat_interleave(per_image)
@@ -308,7 +291,7 @@ def train_heads(
             nn.utils.clip_grad_norm_(heads.parameters(), settings.clip_norm)
             share = learning_rate_share(step, epochs * steps_an_epoch, settings.warmup)
             for group in optimiser.param_groups:
-                group["lr"] = settings.lr_heads * share
+                group["lr"] = group["peak"] * share
             optimiser.step()
             step += 1
     return heads

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -105,37 +106,40 @@ class Encoder(nn.Module):
         """Run stages ``start`` to ``stop``: input (B, ...) or hidden state -> hidden state."""
         autocast = torch.autocast(x.device.type, self.precision) if self.precision else None
         with autocast or nullcontext():
-            for _, steps in self.stages[start:stop]:
-                for step in steps:
-                    x = self._step(step, x, mask)
+            x = self._run_stages(x, mask, start, len(self.stages) if stop is None else stop)
         return x.float() if x.is_floating_point() else x
 
-    def run_and_read(
+    def _run_stages(self, x: Tensor, mask: Tensor | None, start: int, stop: int) -> Tensor:
+        for _, steps in self.stages[start:stop]:
+            for step in steps:
+                x = self._step(step, x, mask)
+        return x
+
+    def run_and_keep(
         self, x: Tensor, mask: Tensor | None = None, start: int = 0, stop: int | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Run stages ``start`` to ``stop`` -> hidden state, and what the head reads on the way."""
-        pooled = []
+        """Run stages ``start`` to ``stop`` -> hidden state, and that after each stage read."""
+        kept = []
         stop = len(self.stages) if stop is None else stop
         for stage in self.reads:
             if start <= stage < stop:
                 x = self.run(x, mask, start, stage + 1)
-                pooled.append(self.pool(x, mask))
+                kept.append(x)
                 start = stage + 1
-        return self.run(x, mask, start, stop), pooled
+        return self.run(x, mask, start, stop), kept
 
     @torch.no_grad()
     def trunk(self, x: Tensor, mask: Tensor | None = None) -> Hidden:
         """Run the frozen stages, without a gradient: input (B, ...) -> what we cache."""
-        state, pooled = self.run_and_read(x, mask, 0, self.frozen)
+        state, kept = self.run_and_keep(x, mask, 0, self.frozen)
+        pooled = [self.pool(hidden, mask) for hidden in kept]
         nothing = torch.zeros(len(x), 0, device=x.device)
         return Hidden(nothing if self.locked else state, torch.cat([nothing, *pooled], 1))
 
     def top(self, hidden: Hidden, mask: Tensor | None = None) -> Tensor:
         """Run the trainable stages: what the trunk gave -> all that the head reads (B, dim)."""
-        if self.locked:
-            return hidden.pooled
-        _, pooled = self.run_and_read(hidden.state, mask, self.frozen)
-        return torch.cat([hidden.pooled, *pooled], 1)
+        _, kept = self.run_and_keep(hidden.state, mask, self.frozen)
+        return torch.cat([hidden.pooled, *(self.pool(state, mask) for state in kept)], 1)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Input (B, ...) -> all that the head reads (B, dim)."""
@@ -177,7 +181,6 @@ class ImageEncoder(Encoder):
 
     mean: Tensor
     std: Tensor
-    state_shape: torch.Size  # of what the trunk gives for one image, its state
 
     def __init__(
         self,
@@ -198,14 +201,19 @@ class ImageEncoder(Encoder):
             self.register_buffer(statistic, values, persistent=False)
         self.to(memory_format=torch.channels_last)  # about 1.5 times faster on a CPU
 
-        self._measure_shapes()
+        if reads == "last":
+            self.dim = model.head_hidden_size
+        else:
+            with torch.no_grad():
+                self.dim = self(self._empty_image()).shape[1]
 
-    @torch.no_grad()
-    def _measure_shapes(self) -> None:
-        """See what the trunk gives, and how much the head reads."""
-        hidden = self.trunk(torch.zeros(1, 3, self.size, self.size))
-        self.state_shape = hidden.state.shape[1:]
-        self.dim = self.top(hidden).shape[1]
+    @cached_property
+    def state_shape(self) -> torch.Size:
+        """The shape of what goes on from the trunk for one image."""
+        return self.trunk(self._empty_image()).state.shape[1:]
+
+    def _empty_image(self) -> Tensor:
+        return torch.zeros(1, 3, self.size, self.size, device=self.mean.device)
 
     def _step(self, step: Callable, x: Tensor, mask: Tensor | None) -> Tensor:
         return step(x)

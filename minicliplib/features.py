@@ -4,7 +4,7 @@ Training starts from these hidden states, so an epoch costs only the trainable s
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -88,8 +88,7 @@ class Features:
             return self._run_text(rows)
         pooled = torch.from_numpy(self.pooled_text[rows]).to(self.model.device).float()
         if self.model.text_encoder.locked:
-            nothing = pooled[:, :0]
-            return Hidden(nothing, pooled), torch.ones_like(pooled[:, :1]).long()
+            return Hidden(pooled[:, :0], pooled), torch.ones_like(pooled[:, :1]).long()
         lengths = self.starts[rows + 1] - self.starts[rows]
         shape = (len(rows), lengths.max(), *self.tokens.shape[1:])
         hidden = np.zeros(shape, self.tokens.dtype)
@@ -172,15 +171,19 @@ class Features:
         return Hidden(rows[:, :size].unflatten(1, shape), rows[:, size:])
 
     def _write_pooled_texts(self, part: Path) -> None:
-        """Write what the head reads of the frozen stages for all captions: (M, R)."""
+        """Run the frozen stages on all captions, and write what the head reads of them: (M, R)."""
+        batches = tqdm(self._by_length(), f"{self.data.split} captions", disable=not self.progress)
+        pooled = ((rows, self._run_text(rows)[0].pooled.cpu().numpy()) for rows in batches)
+        self._write_rows(part, pooled)
+
+    def _write_rows(self, part: Path, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Write vectors of captions, each batch to its rows: (M, R)."""
         out = None
-        title = f"{self.data.split} captions, pooled"
-        for rows in tqdm(self._by_length(), title, disable=not self.progress):
-            hidden, _ = self._run_text(rows)
+        for rows, vectors in batches:
             if out is None:
-                shape = (len(self.captions), hidden.pooled.shape[1])
+                shape = (len(self.captions), vectors.shape[1])
                 out = open_memmap(part, "w+", self.dtype, shape)
-            out[rows] = hidden.pooled.cpu().numpy()
+            out[rows] = vectors
         assert out is not None, "a dataset has at least one caption"
         out.flush()
 
@@ -206,15 +209,9 @@ class Features:
         assert out is not None, "a dataset has at least one caption"
         out.flush()
 
-        def write_pooled(part: Path) -> None:
-            shape = (len(self.captions), pooled[0][1].shape[1])
-            table = open_memmap(part, "w+", self.dtype, shape)
-            for rows, values in pooled:
-                table[rows] = values
-            table.flush()
-
-        if pooled[0][1].shape[1]:
-            self._stored("pooled", self.text_key, write_pooled)
+        _, first = pooled[0]
+        if first.shape[1]:
+            self._stored("pooled", self.text_key, lambda part: self._write_rows(part, pooled))
 
     def _write_token_starts(self, part: Path) -> None:
         """Write where each caption's tokens start, and where the last one's end: (M + 1,)."""

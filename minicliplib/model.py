@@ -88,8 +88,7 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
             encoders.text_dropout,
             pretrained,
         )
-        self.image_encoder.precision = precision
-        self.text_encoder.precision = precision
+        self.run_in(precision)
 
         # ... a projection head on each ...
         self.dim = heads.dim
@@ -101,6 +100,11 @@ class MiniCLIP(nn.Module, PyTorchModelHubMixin):
         self.logit_scale = nn.Parameter(log_scale, requires_grad=heads.learn_temperature)
         self.bound_scale()
         self.eval()
+
+    def run_in(self, precision: torch.dtype | None) -> None:
+        """Let both towers run in mixed precision, or in float32 (None)."""
+        self.image_encoder.precision = precision
+        self.text_encoder.precision = precision
 
     @property
     def device(self) -> torch.device:

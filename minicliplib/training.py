@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .config import Config, set_seed
@@ -31,7 +31,7 @@ from .datasets.base import CaptionedImages, Splits
 from .encoders import Hidden
 from .features import Features
 from .loss import config_loss
-from .model import MiniCLIP, load
+from .model import MiniCLIP, load, precision_of
 from .paths import show_bars
 
 OnEpoch = Callable[[pd.DataFrame], None]
@@ -114,7 +114,7 @@ def train_run(
     readable = runs.leave_out_unreadable(data)  # the run's name is that of the data as given
     set_seed(config.seed)
     model = MiniCLIP(config).to(accelerator.device)
-    runs.set_precision(model, runs.training_precision(config))
+    model.run_in(precision_of(runs.training_precision(config)))
     features = Features(model, readable.train, config.features.views, cache, progress)
     dev_features = Features(model, readable.dev, 1, cache, progress)
     trainer = Trainer(config, model, features, accelerator)
@@ -325,7 +325,7 @@ def augment(
 # ---- the optimiser ------------------------------------------------------------------------------
 
 
-def parameter_groups(config: Config, model: MiniCLIP) -> list[dict[str, Any]]:
+def parameter_groups(config: Config, model: nn.Module) -> list[dict[str, Any]]:
     """Group what trains by learning rate (image tower, text tower, heads) and weight decay.
 
     Only matrices decay, not biases, norms or the logit scale.

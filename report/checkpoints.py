@@ -14,6 +14,7 @@ Flickr8k and COCO together.
 import argparse
 
 import minicliplib as mc
+from minicliplib.datasets.load import joined
 from minicliplib.interop.checkpoint import SHIPPED
 
 
@@ -32,28 +33,15 @@ def main() -> None:
 
 def everyday_data() -> tuple[mc.CaptionedImages, mc.CaptionedImages]:
     """Return the training pairs of ``everyday``, and the dev pairs that choose its epoch."""
-    train = joined(
-        mc.load_dataset("flickr8k", "train"),
-        mc.load_dataset("coco", "train"),
-        mc.load_dataset("folder", "all"),
+    folder = mc.load_dataset("folder", "all")
+    with_captions = [i for i, texts in enumerate(folder.captions) if texts]
+    parts = [
+        mc.load_dataset("flickr8k+coco", "train"),
+        folder.subset(with_captions),
         mc.load_dataset("sample", "train"),
-    )
-    dev = joined(mc.load_dataset("flickr8k", "dev"), mc.load_dataset("coco", "dev"))
-    return train, dev
-
-
-def joined(*parts: mc.CaptionedImages) -> mc.CaptionedImages:
-    """Return datasets one after the other, without the images that have no caption."""
-    names = []
-    images = []
-    captions = []
-    for part in parts:
-        names.append(part.name)
-        for image, texts in zip(part.images, part.captions, strict=True):
-            if texts:
-                images.append(image)
-                captions.append(texts)
-    return mc.CaptionedImages("+".join(names), parts[0].split, images, captions)
+    ]
+    train = joined("flickr8k+coco+folder+sample", parts)
+    return train, mc.load_dataset("flickr8k+coco", "dev")
 
 
 if __name__ == "__main__":

@@ -246,14 +246,19 @@ def test_no_stage_after_the_last_one_that_is_read_waits_for_a_gradient(trainable
         assert parameter.requires_grad == (parameter.grad is not None), name
 
 
-def test_reads_below_the_cut_send_no_gradient_into_frozen_stages():
-    encoder = random_tower("resnet18", 2, "block2+block7+last").train()
+def changed_by_a_step(encoder: ImageEncoder) -> set[str]:
+    """Let an optimiser take a step with a tower; return the names of the tensors that changed."""
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     optimiser = torch.optim.AdamW(encoder.parameters(), 1e-2)
     encoder(pixels(encoder)).square().mean().backward()
     optimiser.step()
     after = encoder.state_dict()
-    changed = {name for name in before if not torch.equal(after[name], before[name])}
+    return {name for name in before if not torch.equal(after[name], before[name])}
+
+
+def test_reads_below_the_cut_send_no_gradient_into_frozen_stages():
+    encoder = random_tower("resnet18", 2, "block2+block7+last").train()
+    changed = changed_by_a_step(encoder)
     assert changed == {name for name, p in encoder.named_parameters() if p.requires_grad}
     assert {name.split(".")[1] for name in changed} == {"layer4"}
 
@@ -302,15 +307,10 @@ def test_towers_side_by_side_can_be_cut_anywhere(trainable):
 @pytest.mark.slow
 def test_the_top_stages_of_both_towers_side_by_side_train():
     pair = SideBySide(PAIR, 2, pretrained=False).train()
-    before = {name: tensor.clone() for name, tensor in pair.state_dict().items()}
-    optimiser = torch.optim.AdamW(pair.parameters(), 1e-2)
-    pair(pixels(pair)).square().mean().backward()
-    optimiser.step()
-    after = pair.state_dict()
-    changed = {name for name in before if not torch.equal(after[name], before[name])}
+    changed = changed_by_a_step(pair)
     assert changed == {name for name, p in pair.named_parameters() if p.requires_grad}
     # the last block and the head of each, and no weight is there twice
-    assert all(name.startswith("model.") for name in before)
+    assert all(name.startswith("model.") for name in pair.state_dict())
     parts = {tuple(name.split(".")[1:3]) for name in changed}
     assert parts == {(tower, part) for tower in "01" for part in ("blocks", "conv_head", "bn2")}
 

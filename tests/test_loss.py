@@ -269,6 +269,7 @@ def one_of_two(rank: int, folder: str) -> None:
             distributed.all_reduce(gradient)
             gradient /= 2
         torch.save(result, f"{folder}/{name}-{rank}.pt")
+    distributed.barrier()  # a process that is left alone by the other may abort as it ends
     distributed.destroy_process_group()
 
 

@@ -14,6 +14,7 @@ import minicliplib as mc
 from minicliplib.analysis import relevance as relevance_module
 from minicliplib.analysis.relevance import overlay
 from minicliplib.datasets.scenes import Group, make_scene, noun
+from minicliplib.encoders import Encoder
 
 pytestmark = pytest.mark.slow
 
@@ -184,6 +185,7 @@ class SpotAndMirrored:
     stages = ("fine", "coarse")
     reads = (0, 1)
     size = 64
+    run_and_keep = Encoder.run_and_keep
 
     def run(self, x: torch.Tensor, mask: None, start: int, stop: int) -> torch.Tensor:
         for stage in range(start, stop):

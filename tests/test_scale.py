@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
+from tower_files import READS
 
 import minicliplib as mc
 from minicliplib.datasets.base import Splits
@@ -27,15 +28,6 @@ TUNED = mc.Config().updated(
     train={"batch_size": 8, "epochs": 2, "lr_heads": 2e-3},
 )
 MULTI_POSITIVE = {"loss": {"name": "multi_positive"}, "train": {"captions_per_image": 2}}
-# Each tower's head reads a frozen stage and, of its two last ones, which train, both.
-READS = {
-    "encoders": {
-        "image_trainable": 2,
-        "image_reads": "block9+block16+last",
-        "text_trainable": 2,
-        "text_reads": "layer2+layer5+last",
-    }
-}
 
 
 @pytest.fixture

@@ -95,6 +95,17 @@ def assert_only_the_top_trains(encoder: Encoder) -> None:
                 assert trains == [i >= encoder.frozen] * len(trains)
 
 
+def assert_every_cut_gives(
+    expected: torch.Tensor, encoder: ImageEncoder, name: str, reads: str, batch: torch.Tensor
+) -> None:
+    """Cut an image tower behind every stage: it gives the same, and only its top trains."""
+    for trainable in range(-1, len(encoder.stages) + 1):
+        cut = ImageEncoder(name, trainable, reads)
+        with torch.no_grad():
+            assert torch.equal(cut.top(cut.trunk(batch)), expected)
+        assert_only_the_top_trains(cut)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGE_ENCODERS)
 def test_an_image_tower_cut_anywhere_is_the_whole_one(name, monkeypatch):
@@ -105,11 +116,7 @@ def test_an_image_tower_cut_anywhere_is_the_whole_one(name, monkeypatch):
     with torch.no_grad():
         whole = encoder.model.forward_head(encoder.model.forward_features(batch), pre_logits=True)
 
-    for trainable in range(-1, len(encoder.stages) + 1):
-        cut = ImageEncoder(name, trainable)
-        with torch.no_grad():
-            assert torch.equal(cut.top(cut.trunk(batch)), whole)
-        assert_only_the_top_trains(cut)
+    assert_every_cut_gives(whole, encoder, name, "last", batch)
 
 
 @pytest.mark.slow
@@ -166,11 +173,7 @@ def test_an_image_tower_cut_anywhere_reads_the_same_stages(name, monkeypatch):
         expected = torch.cat([encoder.model.forward_head(x, pre_logits=True) for x in maps], 1)
     assert encoder.dim == expected.shape[1]
 
-    for trainable in range(-1, len(encoder.stages) + 1):
-        cut = ImageEncoder(name, trainable, reads)
-        with torch.no_grad():
-            assert torch.equal(cut.top(cut.trunk(batch)), expected)
-        assert_only_the_top_trains(cut)
+    assert_every_cut_gives(expected, encoder, name, reads, batch)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from tower_files import READS
 
 import minicliplib as mc
 from minicliplib.encoders import Hidden
@@ -19,15 +20,6 @@ from minicliplib.training import (
 
 SMALL = mc.Config().updated(train={"batch_size": 32, "epochs": 2, "lr_heads": 2e-3})
 TUNED = SMALL.updated(encoders={"image_trainable": 2, "text_trainable": 1}, train={"batch_size": 8})
-# Of each tower a frozen stage is read, and the two last ones, which train.
-READS = {
-    "encoders": {
-        "image_trainable": 2,
-        "image_reads": "block9+block16+last",
-        "text_trainable": 2,
-        "text_reads": "layer2+layer5+last",
-    }
-}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Files of towers for tests: a small tokenizer, and the hub's cache as a download leaves it."""
+"""Towers for tests: a small tokenizer, the hub's cache as a download leaves it, and settings."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +14,15 @@ LETTERS = list("abcdefghijklmnopqrstuvwxyz,.")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = [*SPECIAL, *LETTERS, *(f"##{letter}" for letter in LETTERS), "dog"]
 REVISION = "0" * 40
+# Each tower's head reads a frozen stage and, of its two last ones, which train, both.
+READS = {
+    "encoders": {
+        "image_trainable": 2,
+        "image_reads": "block9+block16+last",
+        "text_trainable": 2,
+        "text_reads": "layer2+layer5+last",
+    }
+}
 
 
 def write_vocabulary(folder: Path) -> Path:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..datasets.images import load_image
-from ..encoders import Encoder, ImageEncoder, ImageLike
+from ..encoders import Encoder, ImageLike
 from ..model import MiniCLIP, eval_mode
 
 # A map adds what the tower sees at its own size, in 7 x 7 places, and at twice that size, in
@@ -92,12 +92,15 @@ def _grad_cam(model: MiniCLIP, pixels: Tensor, text_vector: Tensor) -> Tensor:
     """Return the relevance (size, size) of pixels (1, 3, size, size) for a text's vector (E,)."""
     encoder = model.image_encoder
     # A tower that is not cut into stages may accept no other size than its own.
-    scales = IMAGE_SCALES if len(encoder.stages) > 1 else (1,)
+    is_cut = len(encoder.stages) > 1
+    scales = IMAGE_SCALES if is_cut else (1,)
 
     total = torch.zeros(pixels.shape[-2:], device=pixels.device)
     for scale in scales:
         scaled = F.interpolate(pixels, scale_factor=scale, mode="bicubic")
-        maps = _maps_read(encoder, scaled)
+        with torch.no_grad():
+            _, kept = encoder.run_and_keep(scaled)
+        maps = [hidden.clone().requires_grad_() for hidden in kept]
         if any(read.ndim != 4 for read in maps):
             raise ValueError(
                 f"{type(encoder.model).__name__} gives no map of the image to show relevance on. "
@@ -112,7 +115,6 @@ def _grad_cam(model: MiniCLIP, pixels: Tensor, text_vector: Tensor) -> Tensor:
         # Sum over the channels, which towers that are not cut may keep in the last dimension.
         contributions = []
         for read, gradient in zip(maps, gradients, strict=True):
-            is_cut = len(encoder.stages) > 1
             channels_first = is_cut or read.shape[1] == encoder.model.num_features
             of_places = (read * gradient).detach().sum(1 if channels_first else 3)  # (1, h, w)
             # For each unit of area, since a map of fewer places has larger ones.
@@ -139,8 +141,8 @@ def _rollout(model: MiniCLIP, pixels: Tensor, text_vector: Tensor) -> Tensor:
     encoder = model.image_encoder
     vit: Any = encoder.model
     with _recorded_attention(vit) as attention:
-        _, pooled = encoder.run_and_read(pixels.requires_grad_())
-        cosine = _cosine(model, pooled, text_vector)
+        _, kept = encoder.run_and_keep(pixels.requires_grad_())
+        cosine = _cosine(model, [encoder.pool(hidden) for hidden in kept], text_vector)
         gradients = torch.autograd.grad(cosine, attention)
 
     tokens = attention[0].shape[-1]
@@ -180,19 +182,6 @@ def _recorded_attention(vit: Any) -> Iterator[list[Tensor]]:
             hook.remove()
         for layer, was_fused in zip(layers, were_fused, strict=True):
             layer.fused_attn = was_fused
-
-
-@torch.no_grad()
-def _maps_read(encoder: ImageEncoder, pixels: Tensor) -> list[Tensor]:
-    """Return the hidden state after each stage that the head reads, ready for a gradient."""
-    maps = []
-    hidden = pixels
-    start = 0
-    for stage in encoder.reads:
-        hidden = encoder.run(hidden, None, start, stage + 1)
-        maps.append(hidden.clone().requires_grad_())
-        start = stage + 1
-    return maps
 
 
 def _cosine(model: MiniCLIP, pooled: list[Tensor], text_vector: Tensor) -> Tensor:
@@ -248,9 +237,10 @@ def word_relevance(model: MiniCLIP, image: ImageLike, text: str) -> list[tuple[s
 
         # Take the gradient of the cosine at every step.
         step_mask = mask.repeat(PATH_STEPS, 1)
-        _, pooled = encoder.run_and_read(hidden, step_mask, start=1)
+        _, kept = encoder.run_and_keep(hidden, step_mask, start=1)
         if 0 in encoder.reads:
-            pooled.insert(0, encoder.pool(hidden, step_mask))
+            kept.insert(0, hidden)
+        pooled = [encoder.pool(state, step_mask) for state in kept]
         cosines = F.normalize(model.text_head(torch.cat(pooled, 1)), dim=-1) @ image_vector
         (gradient,) = torch.autograd.grad(cosines.sum(), hidden)
 

@@ -1,6 +1,6 @@
 """All datasets by name. To add one, write its loader and give it a line in ``DATASETS``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,12 +77,17 @@ def _load_joined(
         folder = Path(root) / name if root else None
         parts.append(load_dataset(name, split, folder, limit, on_bad))
 
+    return joined(names, parts)
+
+
+def joined(name: str, parts: Sequence[CaptionedImages]) -> CaptionedImages:
+    """Return datasets one after another, under a name and the split of the first."""
     images = []
     captions = []
     for part in parts:
         images.extend(part.images)
         captions.extend(part.captions)
-    return CaptionedImages(names, parts[0].split, images, captions)
+    return CaptionedImages(name, parts[0].split, images, captions)
 
 
 def _check_arguments(name: str, split: str | None, limit: int | None, on_bad: str) -> str:

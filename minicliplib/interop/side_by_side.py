@@ -31,7 +31,7 @@ class SideBySide(ImageEncoder):
         self.register_buffer("mean", towers[0].mean, persistent=False)
         self.register_buffer("std", towers[0].std, persistent=False)
         self.channels = self._channels_after_stages()
-        self._measure_shapes()
+        self.dim = sum(sum(self.channels[stage]) for stage in self.reads)
 
     @torch.no_grad()
     def _channels_after_stages(self) -> list[list[int]]:
@@ -46,17 +46,13 @@ class SideBySide(ImageEncoder):
                 raise ValueError("Towers side by side need maps of the same size at every stage.")
         return channels
 
-    def run(
-        self, x: Tensor, mask: Tensor | None = None, start: int = 0, stop: int | None = None
-    ) -> Tensor:
+    def _run_stages(self, x: Tensor, mask: Tensor | None, start: int, stop: int) -> Tensor:
         """Run these stages of every tower on its own channels, and join what they give."""
-        stop = len(self.stages) if stop is None else stop
         if start >= stop:
             return x
         shares = x.split(self.channels[start - 1], 1) if start else [x] * len(self.towers)
         outputs = []
         for tower, share in zip(self.towers, shares, strict=True):
-            tower.precision = self.precision
             outputs.append(tower.run(share, mask, start, stop))
         return torch.cat(outputs, 1)
 

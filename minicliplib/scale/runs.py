@@ -25,7 +25,7 @@ from ..config import Config
 from ..datasets.base import CaptionedImages, Splits, without_unreadable
 from ..datasets.load import DATASETS, load_dataset
 from ..loss import contrastive_loss
-from ..model import PRECISIONS, MiniCLIP, best_device, precision_of
+from ..model import PRECISIONS, MiniCLIP, best_device
 from ..paths import data_root, write_atomically
 
 if TYPE_CHECKING:
@@ -194,12 +194,6 @@ def has_fast_bf16() -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     built_in = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return device == "cpu" and built_in is not None and built_in()
-
-
-def set_precision(model: MiniCLIP, name: str) -> None:
-    """Let both towers run in a precision."""
-    model.image_encoder.precision = precision_of(name)
-    model.text_encoder.precision = precision_of(name)
 
 
 def load_split(config: Config, split: str) -> CaptionedImages:
