@@ -3,20 +3,29 @@
     python benchmarks/embedding.py     writes report/results/benchmarks/embedding.json
 
 (``make bench-embedding`` runs it.) Beside us stand transformers, open_clip and the processor's
-limit, each in a process of its own, with the same towers and weights. The images are files of
-Flickr8k's test split, as they are (224 x 224) and enlarged to 500 x 375, Flickr8k's usual size.
+limit, each in a process of its own. The images are files of Flickr8k's test split in three sizes:
 
-- ours: ``encode_image`` (one view) and ``encode_text``.
+- 224x224: as they lie in our copy of Flickr8k.
+- 500x375: enlarged to Flickr8k's usual size.
+- 4000x3000: enlarged to 12 megapixels, as phones take photos. Grain is added, so that a file is as
+  large as a phone's: a smooth image would be decoded faster. These are fewer, for they are large.
+
+The ways to embed them:
+
+- ours: the shipped checkpoint's ``encode_image`` (one view) and ``encode_text``.
+- ours_lite0: the same calls with the towers and weights that the other libraries have, a smaller
+  image tower than the shipped one. The heads are untrained, which does not change their speed.
 - hugging_face: the image processor and ``get_image_features``; the tokenizer, with each batch
   padded to its longest text, and ``get_text_features``.
 - open_clip: its transform and ``encode_image``; its tokenizer, which always pads, here to 40
   tokens, and ``encode_text``.
-- limit: how many items a second the processor could embed if the towers ran as fast as one large
-  matrix product, without any padding.
+- limit: how many items a second the processor could embed if the shipped towers ran as fast as one
+  large matrix product, without any padding, with images of the shipped tower's own size.
 
-The other two read images in a DataLoader with a worker for each thread. Batches are 32 images and
-128 captions, and the best of three rounds counts. Three parts are also timed alone: decoding (one
-file after another), resizing (with all that turns a picture into pixels), and the tower.
+The other two libraries read images in a DataLoader with a worker for each thread. Batches are 32
+images and 128 captions, and the best of three rounds counts. Three parts are also timed alone:
+decoding (one file after another), resizing (with all that turns a picture into pixels), and the
+tower.
 """
 
 import argparse
@@ -29,7 +38,7 @@ from typing import Any
 
 import torch
 from peers import MINILM, Transformed, last_line, open_clip_model, save_vision_tower
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
@@ -38,7 +47,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import minicliplib as mc
 from minicliplib.scale.memory import keep_freed_memory
 
-SIZES = {"224x224": None, "500x375": (500, 375)}
+# The width and height of the images.
+SIZES = {"224x224": (224, 224), "500x375": (500, 375), "4000x3000": (4000, 3000)}
+PHONE_SIZE = "4000x3000"
+PHONE_IMAGES = 64  # at most; two batches, one for each worker of the other libraries
+PHONE_GRAIN = 8.0  # the spread of the brightness that is added; a file then has about 4 MB
 IMAGES_AT_A_TIME = 32
 CAPTIONS_AT_A_TIME = 128
 MATRIX_SIDE = 2048
@@ -87,11 +100,19 @@ def write_photos(folder: str, limit: int) -> None:
     for name, size in SIZES.items():
         place = Path(folder) / name
         place.mkdir()
-        for path in photos:
+        count = PHONE_IMAGES if name == PHONE_SIZE else limit
+        for path in photos[:count]:
             assert isinstance(path, Path)
-            picture = mc.load_image(path)
-            resized = picture.resize(size or picture.size, Image.Resampling.BICUBIC)
+            resized = mc.load_image(path).resize(size, Image.Resampling.BICUBIC)
+            if name == PHONE_SIZE:
+                resized = with_grain(resized)
             resized.save(place / path.name, quality=90)
+
+
+def with_grain(picture: Image.Image) -> Image.Image:
+    """Return a picture whose pixels are a little darker or brighter at random."""
+    grain = Image.effect_noise(picture.size, PHONE_GRAIN).convert("RGB")  # 128 changes nothing
+    return ImageChops.add(picture, grain, offset=-128)
 
 
 # ---- the ways to embed --------------------------------------------------------------------------
@@ -105,11 +126,11 @@ class Way:
         return Image.open(path).convert("RGB")
 
     def resize(self, pictures: list[Image.Image]) -> Tensor:
-        """Pictures -> pixels (B, 3, 224, 224)."""
+        """Pictures -> pixels (B, 3, size, size), in the tower's own size."""
         raise NotImplementedError
 
     def image_tower(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, 224, 224) -> vectors (B, E)."""
+        """Pixels (B, 3, size, size) -> vectors (B, E)."""
         raise NotImplementedError
 
     def embed_images(self, paths: list[Path]) -> Any:
@@ -134,7 +155,11 @@ class Ours(Way):
 
     def __init__(self, folder: str):
         keep_freed_memory()
-        self.model = mc.load("flickr8k", "cpu")
+        self.model = self.load_model()
+
+    def load_model(self) -> mc.MiniCLIP:
+        """Load the shipped checkpoint."""
+        return mc.load("flickr8k", "cpu")
 
     def decode(self, path: Path) -> Image.Image:
         """Decode a large file at a fraction of its size."""
@@ -164,6 +189,15 @@ class Ours(Way):
     def embed_texts(self, texts: list[str]) -> Tensor:
         """Sort the texts by length, which saves padding."""
         return self.model.encode_text(texts)
+
+
+class OursLite0(Ours):
+    """Our code with the towers of the other libraries, under untrained heads."""
+
+    def load_model(self) -> mc.MiniCLIP:
+        """Build a model with these towers."""
+        towers = {"image": "efficientnet_lite0", "text": "minilm"}
+        return mc.MiniCLIP(mc.Config().updated(encoders=towers)).eval()
 
 
 class Peer(Way):
@@ -252,6 +286,7 @@ class OpenCLIP(Peer):
 
 WAYS: dict[str, Callable[[str], Way]] = {
     "ours": Ours,
+    "ours_lite0": OursLite0,
     "hugging_face": HuggingFace,
     "open_clip": OpenCLIP,
 }
@@ -302,6 +337,7 @@ def timed(call: Callable[[], Any], rounds: int = 3) -> tuple[float, Any]:
     seconds = []
     given = None
     for _ in range(rounds):
+        given = None  # free what the last round gave, which may be large
         started = time.perf_counter()
         given = call()
         seconds.append(time.perf_counter() - started)
@@ -321,10 +357,12 @@ def processor_limit(limit: int) -> dict[str, Any]:
     # Count the operations of one image, and of captions one by one, so that none is padded.
     texts = mc.load_dataset("flickr8k", "test", limit=limit).flat_captions[:200]
     tokens = [model.text_encoder.prepare([text]) for text in texts]
-    image = flops(lambda: model.image_encoder(torch.zeros(1, 3, 224, 224)))
+    size = model.image_encoder.size
+    image = flops(lambda: model.image_encoder(torch.zeros(1, 3, size, size)))
     text = flops(lambda: [model.text_encoder(ids, mask) for ids, mask in tokens]) / len(texts)
     return {
         "matrix_product_gflops": rate / 1e9,
+        "image_size": size,
         "gflops_an_item": {"images": image / 1e9, "captions": text / 1e9},
         "items_per_second": {"images": rate / image, "captions": rate / text},
     }
