@@ -67,7 +67,7 @@ def main() -> None:
         "photos": {"learned_from": len(learned_from), "judged_on": len(judged_on)},
     }
     seconds = time.perf_counter() - started
-    mc.save_result("benchmarks", "ideas", metrics, mc.preset("two_towers"), seconds)
+    mc.save_result("benchmarks", "ideas", metrics, mc.preset("flickr8k"), seconds)
 
 
 # ---- the two questions --------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def one_from_many(
 def locked(**encoders: Any) -> mc.Config:
     """Return the preset's settings with other encoders, of which nothing is tuned."""
     nothing_tuned = {"image_trainable": 0, "text_trainable": 0}
-    return mc.preset("two_towers").updated(encoders=nothing_tuned | encoders, features={"views": 1})
+    return mc.preset("flickr8k").updated(encoders=nothing_tuned | encoders, features={"views": 1})
 
 
 def compared(found: dict[str, np.ndarray], reference: str) -> dict[str, Any]:

@@ -89,11 +89,11 @@ def measure_all(options: argparse.Namespace) -> None:
         "recipes": RECIPES,
         "minutes": options.minutes,
         "limit": options.limit,
-        "our_precision": training_precision(mc.preset("two_towers")),
+        "our_precision": training_precision(mc.preset("flickr8k")),
     }
     torch.set_num_threads(options.threads)
     seconds = time.perf_counter() - started
-    mc.save_result("benchmarks", "speedrun", metrics, mc.preset("two_towers"), seconds)
+    mc.save_result("benchmarks", "speedrun", metrics, mc.preset("flickr8k"), seconds)
 
 
 # ---- one contender ------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def measure_all(options: argparse.Namespace) -> None:
 
 def our_curve(changes: dict[str, Any], limit: int | None) -> list[dict[str, float]]:
     """Train a recipe with an empty cache; return minutes and mean recall after each epoch."""
-    config = mc.preset("two_towers").updated(**changes)
+    config = mc.preset("flickr8k").updated(**changes)
     curve = []
     off_the_clock = 0.0
     test_features = None

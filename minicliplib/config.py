@@ -233,28 +233,18 @@ _TWO_TOWERS = _TUNED.updated(
     heads={"dim": 1024, "image_dropout": 0.5, "text_dropout": 0.2, "temperature": 0.04},
     loss={"soft": 0.5},
     features={"views": 4},
-    train={"epochs": 16, "soup": 3, "mixed_precision": "auto"},
+    train={"epochs": 16, "mixed_precision": "auto"},
 )
 PRESETS = {
     "sample": Config(),
-    "flickr8k": _TUNED.updated(
-        heads={"dim": 1024, "image_dropout": 0.4, "temperature": 0.04},
-        loss={"soft": 0.5},
-        features={"views": 10},
-        train={"epochs": 14, "soup": 4},
-    ),
-    "two_towers": _TWO_TOWERS,
+    "flickr8k": _TWO_TOWERS.updated(train={"soup": 3}),
     # One view in use, so that embedding a folder is fast. The shipped checkpoint of this name has
     # learned from all of ``folder``, not from its split "train" alone: see report/checkpoints.py.
     "everyday": _TWO_TOWERS.updated(
-        data={"name": "flickr8k+coco+folder+sample"},
-        inference={"tta_views": 1},
-        train={"soup": 1},
+        data={"name": "flickr8k+coco+folder+sample"}, inference={"tta_views": 1}
     ),
     # For a part of val2017, where few images make short epochs.
     "coco": _TUNED.updated(data={"name": "coco"}, train={"epochs": 40, "batch_size": 128}),
-    # For the demo, which shows photos and scenes.
-    "mixed": _TUNED.updated(data={"name": "flickr8k+sample"}),
 }
 
 

@@ -112,7 +112,7 @@ def main() -> None:
     """Serve the demo, use each tab as a visitor would, and keep an image of it."""
     folder = mc.output_root() / "figures" / "demo"
     folder.mkdir(parents=True, exist_ok=True)
-    demo = Demo(mc.load("mixed"), collection(FREE))
+    demo = Demo(mc.load("everyday"), collection(FREE))
     with Server(demo) as server, browser(server.url) as (page, _):
         show_images(page)
         photograph(page, folder / "find_images.png")

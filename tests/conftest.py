@@ -60,9 +60,9 @@ def shipped() -> mc.MiniCLIP:
 
 
 @pytest.fixture(scope="session")
-def mixed() -> mc.MiniCLIP:
+def everyday() -> mc.MiniCLIP:
     """The shipped checkpoint that learned from Flickr8k and from scenes."""
-    return mc.load("mixed", "cpu")
+    return mc.load("everyday", "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -128,10 +128,8 @@ def test_presets():
     assert {name: mc.preset(name).data.name for name in mc.PRESETS} == {
         "sample": "sample",
         "flickr8k": "flickr8k",
-        "two_towers": "flickr8k",
         "everyday": "flickr8k+coco+folder+sample",
         "coco": "coco",
-        "mixed": "flickr8k+sample",
     }
     with pytest.raises(ValueError, match=r"'imagenet'.*sample, flickr8k"):
         mc.preset("imagenet")

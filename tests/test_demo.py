@@ -25,7 +25,7 @@ QUERY = "A cat looks at the camera."
 
 @pytest.fixture(scope="module")
 def model():
-    return mc.load("mixed")
+    return mc.load("everyday")
 
 
 @pytest.fixture(scope="module")

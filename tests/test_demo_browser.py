@@ -52,7 +52,7 @@ def visit(looked_up):
 
     Neither the page nor its server may ask for any.
     """
-    shown = demo.Demo(mc.load("mixed"), mc.load_dataset("photos+sample", "test", limit=12))
+    shown = demo.Demo(mc.load("everyday"), mc.load_dataset("photos+sample", "test", limit=12))
     complaints = []
     with demo.Server(shown) as server, browser(server.url) as (page, outside):
         page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -300,7 +300,7 @@ def test_the_command_serves_a_folder_and_stops(page, tmp_path):
 
     # the command has left an index of this folder, and the next demo takes it
     indexes = stored_indexes()
-    demo.Demo(mc.load("mixed"), mc.load_dataset("folder", root=tmp_path), tmp_path)
+    demo.Demo(mc.load("everyday"), mc.load_dataset("folder", root=tmp_path), tmp_path)
     assert stored_indexes() == indexes
 
     # notebook 07 measures the start on two free cores; tests share theirs

@@ -119,10 +119,10 @@ def test_a_folder_with_half_a_run_is_refused(pairs, tmp_path):
 
 def test_a_run_named_like_a_shipped_checkpoint_is_the_run(pairs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = mc.fit(ONE_EPOCH, "mixed", pairs, pairs)
+    run = mc.fit(ONE_EPOCH, "everyday", pairs, pairs)
     assert run.model.config == ONE_EPOCH
-    assert mc.load(Path("mixed")).config == ONE_EPOCH
-    assert mc.load("mixed").config == mc.preset("mixed")
+    assert mc.load(Path("everyday")).config == ONE_EPOCH
+    assert mc.load("everyday").config == mc.preset("everyday")
 
 
 @pytest.mark.parametrize("name", ["photos", "sample+photos"])

@@ -174,7 +174,7 @@ def _add_evaluate(commands: Commands) -> None:
     parser.add_argument("--split", help="split of the dataset (default: test)")
     parser.add_argument("--limit", type=int, help="use only the first so many images")
     parser.add_argument("--json", metavar="FILE", help="write the numbers there, too")
-    _add_checkpoint(parser)
+    _add_checkpoint(parser, default="flickr8k")
     _add_root(parser)
 
 
@@ -460,7 +460,7 @@ def _add_demo(commands: Commands) -> None:
         help="0.0.0.0 lets other computers in (default: %(default)s)",
     )
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
-    _add_checkpoint(parser, default="mixed")
+    _add_checkpoint(parser)
     _add_root(parser)
 
 
@@ -503,7 +503,7 @@ def _add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", help="where the dataset lies (default: the data folder)")
 
 
-def _add_checkpoint(parser: argparse.ArgumentParser, default: str = "flickr8k") -> None:
+def _add_checkpoint(parser: argparse.ArgumentParser, default: str = "everyday") -> None:
     parser.add_argument(
         "--checkpoint",
         default=default,

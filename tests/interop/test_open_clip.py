@@ -12,15 +12,15 @@ import minicliplib as mc
 PEERS = Path(__file__).resolve().parents[2] / "benchmarks" / "peers.py"
 
 
-def test_the_transform_makes_the_pixels_that_the_tower_wants(mixed, pairs):
-    _, transform, _ = mc.as_open_clip(mixed)
+def test_the_transform_makes_the_pixels_that_the_tower_wants(everyday, pairs):
+    _, transform, _ = mc.as_open_clip(everyday)
     images = pairs.images[:5]
     pixels = torch.stack([transform(image) for image in images])
-    assert torch.equal(pixels, mixed.image_encoder.prepare(images))
+    assert torch.equal(pixels, everyday.image_encoder.prepare(images))
 
 
-def test_the_tokenizer_pads_and_cuts_to_one_length(mixed):
-    _, _, tokenizer = mc.as_open_clip(mixed)
+def test_the_tokenizer_pads_and_cuts_to_one_length(everyday):
+    _, _, tokenizer = mc.as_open_clip(everyday)
     tokens = tokenizer(["a dog", "the " * 60])
     assert tokens.shape == (2, 40)
     assert tokens.dtype == torch.long
@@ -37,7 +37,7 @@ def reader() -> mc.MiniCLIP:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["mixed", "reader"])
+@pytest.mark.parametrize("which", ["everyday", "reader"])
 def test_the_triple_gives_our_vectors(which, pairs, request):
     model = request.getfixturevalue(which)
     wrapped, transform, tokenizer = mc.as_open_clip(model)
@@ -60,8 +60,8 @@ def test_the_triple_gives_our_vectors(which, pairs, request):
     assert scale == wrapped.logit_scale.exp() == model.scale()
 
 
-def test_a_text_without_a_word_is_refused(mixed):
-    _, _, tokenizer = mc.as_open_clip(mixed)
+def test_a_text_without_a_word_is_refused(everyday):
+    _, _, tokenizer = mc.as_open_clip(everyday)
     with pytest.raises(ValueError, match="Text 1"):
         tokenizer(["a dog", " "])
 
@@ -80,15 +80,15 @@ def peers() -> ModuleType:
 
 
 @pytest.mark.slow
-def test_retrieval_by_clip_benchmark(peers, mixed):
-    found = peers.retrieval(mixed, mc.load_dataset("sample", "test", limit=48))
+def test_retrieval_by_clip_benchmark(peers, everyday):
+    found = peers.retrieval(everyday, mc.load_dataset("sample", "test", limit=48))
     assert 0.5 < found["ours"]["image_retrieval_recall@1"] < 1
     assert found["clip_benchmark"] == pytest.approx(found["ours"], abs=1e-6)
 
 
 @pytest.mark.slow
-def test_classification_by_clip_benchmark(peers, mixed):
+def test_classification_by_clip_benchmark(peers, everyday):
     data = mc.load_labelled("sample").subset(range(0, 200, 3))
-    found = peers.classification(mixed, data, data.classes, mc.SCENE_TEMPLATES)
+    found = peers.classification(everyday, data, data.classes, mc.SCENE_TEMPLATES)
     assert found["ours"]["acc1"] > 0.1
     assert found["clip_benchmark"] == pytest.approx(found["ours"], abs=1e-6)
