@@ -133,9 +133,9 @@ def one_from_many(
 
 
 def locked(**encoders: Any) -> mc.Config:
-    """Return the preset's settings with other encoders, of which nothing is tuned."""
-    nothing_tuned = {"image_trainable": 0, "text_trainable": 0}
-    return mc.preset("flickr8k").updated(encoders=nothing_tuned | encoders, features={"views": 1})
+    """Return the preset's settings with locked towers, and with other settings of the encoders."""
+    one_view = mc.preset("flickr8k").with_locked_towers().updated(features={"views": 1})
+    return one_view.updated(encoders=encoders)
 
 
 def compared(found: dict[str, np.ndarray], reference: str) -> dict[str, Any]:

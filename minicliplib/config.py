@@ -181,6 +181,13 @@ class Config:
         flat = {MOVED.get(name, name): value for name, value in _flatten(values).items()}
         return cls().updated(**flat)
 
+    def with_locked_towers(self) -> "Config":
+        """Return these settings for heads alone, without what varies the input of tuned stages."""
+        return self.updated(
+            encoders={"image_trainable": 0, "text_trainable": 0},
+            train={"map_crop": 1.0, "word_dropout": 0.0},
+        )
+
     @property
     def epoch_seed(self) -> int:
         """Seed of an epoch's random draws; ``seed`` alone decides where training starts."""

@@ -28,6 +28,18 @@ def test_a_part_of_a_config_fills_up_with_defaults():
     assert part == mc.Config().updated(train={"epochs": 3}, seed=7)
 
 
+def test_locked_towers_leave_the_heads_as_they_are():
+    config = mc.preset("flickr8k")
+    locked = config.with_locked_towers()
+    assert locked.encoders.image_trainable == locked.encoders.text_trainable == 0
+    assert locked.heads == config.heads
+    # What varies the input of a tuned stage would be refused.
+    model = mc.MiniCLIP(locked)
+    assert model.image_encoder.locked
+    assert model.text_encoder.locked
+    assert (locked.train.map_crop, locked.train.word_dropout) == (1.0, 0.0)
+
+
 def test_updated_changes_a_copy_part_by_part_or_by_dotted_name():
     config = mc.Config()
     by_part = config.updated(train={"epochs": 3, "batch_size": 16}, seed=4)
