@@ -527,7 +527,7 @@ def study(result: Mapping[str, Any]) -> Figure:
     To its right stand the leads over one row, in points, with their intervals: rows may have a
     ``lead`` and a ``lead_interval``.
     """
-    fig, ax = plt.subplots(figsize=(6, 0.9 + 0.24 * len(result["rows"])))
+    fig, ax = plt.subplots(figsize=(7, 0.9 + 0.24 * len(result["rows"])))
     seed_dots(ax, result)
     ax.set_xlabel("mean recall on held-out photos (%)")
     for y, row in enumerate(result["rows"]):
