@@ -245,10 +245,14 @@ _TWO_TOWERS = _TUNED.updated(
 PRESETS = {
     "sample": Config(),
     "flickr8k": _TWO_TOWERS.updated(train={"soup": 3}),
-    # One view in use, so that embedding a folder is fast. The shipped checkpoint of this name has
-    # learned from all of ``folder``, not from its split "train" alone: see report/checkpoints.py.
+    # For naming things, too: what the last stage was trained to tell apart, and a text tower that
+    # stays as it is. One view in use, so that embedding a folder is fast. The shipped checkpoint
+    # has learned from all of ``folder``, not from its split "train": see report/checkpoints.py.
     "everyday": _TWO_TOWERS.updated(
-        data={"name": "flickr8k+coco+folder+sample"}, inference={"tta_views": 1}
+        data={"name": "flickr8k+coco+folder+sample"},
+        encoders={"image_reads": "last", "text_trainable": 0},
+        inference={"tta_views": 1},
+        train={"captions_per_image": 5, "word_dropout": 0.0},
     ),
     # For a part of val2017, where few images make short epochs.
     "coco": _TUNED.updated(data={"name": "coco"}, train={"epochs": 40, "batch_size": 128}),
