@@ -23,7 +23,7 @@ from minicliplib.features import Features
 from minicliplib.metrics import DIRECTIONS
 from minicliplib.model import best_device
 from minicliplib.scale.memory import keep_freed_memory, peak_gib
-from minicliplib.scale.runs import start_accelerator
+from minicliplib.scale.runs import model_to_train, start_accelerator
 from minicliplib.training import Trainer
 
 COMMITTED = Path(__file__).parents[1] / "report" / "results" / "flickr8k" / "03_training.json"
@@ -65,13 +65,12 @@ def epochs(flickr8k: mc.CaptionedImages | None) -> None:
     if flickr8k:
         part = flickr8k.subset(range(FLICKR8K_IMAGES))
         tuned = mc.preset("flickr8k").updated(features={"views": 1})
-        locked = tuned.updated(encoders={"image_trainable": 0, "text_trainable": 0})
         epoch_cost("flickr8k, tuned top (the preset)", tuned, part)
-        epoch_cost("flickr8k, locked towers", locked, part)
+        epoch_cost("flickr8k, locked towers", tuned.with_locked_towers(), part)
 
 
 def epoch_cost(name: str, config: mc.Config, data: mc.CaptionedImages) -> None:
-    model = mc.MiniCLIP(config).to(best_device())
+    model = model_to_train(config).to(best_device())
     cached = epoch_seconds(config, model, data, cache=True)
     uncached = epoch_seconds(config, model, data, cache=False)
     print(

@@ -229,7 +229,7 @@ _TUNED = Config(
         word_dropout=0.1,
     ),
 )
-# Two image towers side by side, of which the head reads several stages.
+# Two image towers side by side, and heads that read several stages.
 _TWO_TOWERS = _TUNED.updated(
     encoders={
         "image": "efficientnet_lite1+efficientnet_lite2",
@@ -245,9 +245,9 @@ _TWO_TOWERS = _TUNED.updated(
 PRESETS = {
     "sample": Config(),
     "flickr8k": _TWO_TOWERS.updated(train={"soup": 3}),
-    # For naming things, too: what the last stage was trained to tell apart, and a text tower that
-    # stays as it is. One view in use, so that embedding a folder is fast. The shipped checkpoint
-    # has learned from all of ``folder``, not from its split "train": see report/checkpoints.py.
+    # Made for use. To name things by their class, it reads the last image stage alone and leaves
+    # the text tower as it is. To embed a folder quickly, it looks once at an image. The shipped
+    # checkpoint was trained by report/checkpoints.py, on all of ``folder``.
     "everyday": _TWO_TOWERS.updated(
         data={"name": "flickr8k+coco+folder+sample"},
         encoders={"image_reads": "last", "text_trainable": 0},

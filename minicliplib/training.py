@@ -31,7 +31,7 @@ from .datasets.base import CaptionedImages, Splits
 from .encoders import Hidden
 from .features import Features
 from .loss import config_loss
-from .model import MiniCLIP, load, precision_of
+from .model import MiniCLIP, load
 from .paths import show_bars
 
 OnEpoch = Callable[[pd.DataFrame], None]
@@ -113,8 +113,7 @@ def train_run(
     runs.check_settings(config, data, accelerator)
     readable = runs.leave_out_unreadable(data)  # the run's name is that of the data as given
     set_seed(config.seed)
-    model = MiniCLIP(config).to(accelerator.device)
-    model.run_in(precision_of(runs.training_precision(config)))
+    model = runs.model_to_train(config).to(accelerator.device)
     features = Features(model, readable.train, config.features.views, cache, progress)
     dev_features = Features(model, readable.dev, 1, cache, progress)
     trainer = Trainer(config, model, features, accelerator)

@@ -72,7 +72,8 @@ def _tower(ax: Axes, record: dict[str, Any], kind: str, source: str, y: float) -
     head = _millions(parameters[f"{kind} head"]["trainable"])
 
     # A box is its left end, its width, its fill and its text.
-    frozen_text = f"{name}\nstages 1 to {all_stages - tuned_stages}\n{frozen}, frozen"
+    shown_name = name.replace("+", " +\n")  # towers side by side, one under the other
+    frozen_text = f"{shown_name}\nstages 1 to {all_stages - tuned_stages}\n{frozen}, frozen"
     boxes = (
         (9, 11, "white", source),
         (23, 19, FROZEN, frozen_text),

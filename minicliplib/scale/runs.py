@@ -25,7 +25,7 @@ from ..config import Config
 from ..datasets.base import CaptionedImages, Splits, without_unreadable
 from ..datasets.load import DATASETS, load_dataset
 from ..loss import contrastive_loss
-from ..model import PRECISIONS, MiniCLIP, best_device
+from ..model import PRECISIONS, MiniCLIP, best_device, precision_of
 from ..paths import data_root, write_atomically
 
 if TYPE_CHECKING:
@@ -172,6 +172,13 @@ def start_accelerator(config: Config) -> Accelerator:
     """Return what runs the steps on one or several processes and devices."""
     AcceleratorState._reset_state()  # or a run of another precision would be refused
     return Accelerator(mixed_precision=training_precision(config), cpu=best_device() == "cpu")
+
+
+def model_to_train(config: Config) -> MiniCLIP:
+    """Return a model as it is before training, in the precision that it trains in."""
+    model = MiniCLIP(config)
+    model.run_in(precision_of(training_precision(config)))
+    return model
 
 
 def training_precision(config: Config) -> str:
