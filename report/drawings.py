@@ -222,8 +222,8 @@ def ablations() -> Figure:
     studies = list(measured("flickr8k", "08_ablations")["metrics"]["studies"].values())
     base = studies[0]["rows"][-1]["dev_mean_recall"]
     fig = plt.figure(figsize=(8.72, 7.32), layout="none")
-    left_panels = _panel_column(fig, studies[::2], left=2.01, width=2.25)
-    right_panels = _panel_column(fig, studies[1::2], left=5.84, width=2.74)
+    left_panels = _panel_column(fig, studies[::2], left=2.01, width=2.15)
+    right_panels = _panel_column(fig, studies[1::2], left=6.3, width=2.3)
 
     for ax, study in [*left_panels, *right_panels]:
         viz.seed_dots(ax, study)

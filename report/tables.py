@@ -581,7 +581,10 @@ def sooner() -> list[str]:
     for peer, lead in measured("benchmarks", "speedrun")["metrics"]["sooner_than"].items():
         name = CONTENDERS[peer].split(":")[0]
         reached = f"{percent(lead['recall'])}%, after {lead['peer_minutes']:.1f} minutes"
-        ours = f"ours has as much after {lead['our_minutes']:.1f}, {lead['times']:.1f} times sooner"
+        if lead["times"] is None:
+            ours = "ours did not reach it"
+        else:
+            ours = f"ours has as much after {lead['our_minutes']:.1f}, {lead['times']:.1f} times sooner"
         sentences.append(f"{name} reached its best mean recall, {reached}; {ours}.")
     return sentences
 
@@ -816,9 +819,8 @@ kinds of what CIFAR-10 and Caltech-101 show.
 middle, each also mirrored (`inference.tta_views`). Earlier work averages ten crops in the same
 spirit.
 
-**We measured five recipes on test.** Each time, the recipe had first done better on photos that were
-held out for choosing, which were dev for the first four, and a part of the training photos for the
-last:
+**We measured five recipes on test.** Each time, the recipe had first done better on photos held out
+for choosing. For the first four these were dev, for the last a part of the training photos:
 
 {earlier}
 

@@ -22,6 +22,7 @@ NAMES = ("report", "slides")
 WITH_DIGITS = "|".join(
     (
         r"[Ff]lickr\d+k",
+        r"EfficientNet-Lite\d",
         r"CIFAR-10",
         r"Caltech-101",
         r"val2017",
