@@ -13,7 +13,7 @@ pretrained towers (EfficientNet-Lite0 and MiniLM). Each one trains in a process 
   each caption of an image is a row. All weights train.
 - open_clip: its towers, transforms and ``ClipLoss``. AdamW, warm-up, cosine, batches of 128 such
   rows. All weights train. A batch takes 14 GiB of memory.
-- mini_clip: ``fit``, one run of the preset's recipe for these towers, with two views.
+- mini_clip: ``fit``, one run of our earlier recipe, which had these towers, with two views.
 - locked: the same with frozen towers, one view and hard targets.
 
 Ours start with an empty cache, and get two thirds of the minutes.

@@ -9,9 +9,9 @@ were fixed before, and all of them are in the table.
 
 Beside us stand the loops of transformers and open_clip from ``peers.py``. They have 20 minutes
 each, and the learning rate that was the better of two on dev in short trials there. Their clock
-starts when the weights are loaded. This compares recipes, not libraries: their towers are smaller
-than ours (EfficientNet-Lite0 and MiniLM), all of their weights train, in float32, and their
-learning rate is planned for the 20 minutes, so that their early marks are late by design. Ours may
+starts when the weights are loaded. This compares recipes, not libraries: their image tower is
+smaller than ours (EfficientNet-Lite0), all of their weights train, in float32, and their learning
+rate is planned for the 20 minutes, so that their early marks are late by design. Ours may
 use bfloat16, if the processor has it; the result says whether it did.
 """
 

@@ -100,7 +100,7 @@ class Text:
         )
         environment.filters |= {"pct": percent, "n": whole, "x": fixed, "word": in_letters}
         environment.globals["tables"] = tables
-        functions = (measured, tables.dev, higher, against, date, best_temperature, raw, small)
+        functions = (measured, tables.studied, higher, against, date, best_temperature, raw, small)
         methods = (self.picture, self.figure, self.columns, self.formula, self.table, self.see)
         for function in (*functions, *methods):
             environment.globals[function.__name__] = function

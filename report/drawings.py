@@ -215,12 +215,12 @@ def reading() -> Figure:
 
 
 def ablations() -> Figure:
-    """Draw a panel per study: each setting's mean recall on dev, a dot per seed and their mean.
+    """Draw a panel per study: each setting's mean recall, a dot per seed and their mean.
 
     The setting that the others are held against, the base, is bold.
     """
     studies = list(measured("flickr8k", "08_ablations")["metrics"]["studies"].values())
-    base = studies[0]["rows"][-1]["dev_mean_recall"]
+    base = studies[0]["rows"][-1]["mean_recall"]
     fig = plt.figure(figsize=(8.72, 7.32), layout="none")
     left_panels = _panel_column(fig, studies[::2], left=2.01, width=2.15)
     right_panels = _panel_column(fig, studies[1::2], left=6.3, width=2.3)
@@ -230,7 +230,7 @@ def ablations() -> Figure:
         ax.tick_params(labelsize=7)
         ax.set_title(study["title"], fontsize=8)
         for label, row in zip(ax.get_yticklabels(), study["rows"], strict=True):
-            is_base = row["dev_mean_recall"] == base
+            is_base = row["mean_recall"] == base
             label.set_fontweight("bold" if is_base else "normal")
     return fig
 

@@ -61,7 +61,7 @@ def shipped() -> mc.MiniCLIP:
 
 @pytest.fixture(scope="session")
 def everyday() -> mc.MiniCLIP:
-    """The shipped checkpoint that learned from Flickr8k and from scenes."""
+    """The shipped checkpoint that learned from all captions at hand."""
     return mc.load("everyday", "cpu")
 
 

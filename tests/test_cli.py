@@ -51,6 +51,23 @@ def photos(pairs, tmp_path):
 # ---- help ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("command", "checkpoint"),
+    [
+        ("evaluate", "flickr8k"),
+        ("embed", "everyday"),
+        ("search", "everyday"),
+        ("classify", "everyday"),
+        ("demo", "everyday"),
+    ],
+)
+def test_each_command_names_its_checkpoint(command, checkpoint, capsys):
+    with pytest.raises(SystemExit):
+        miniclip(command, "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"folder or hub id (default: {checkpoint})" in text
+
+
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_reads_well(command, capsys):
     with pytest.raises(SystemExit) as stopped:

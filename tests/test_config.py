@@ -33,7 +33,6 @@ def test_locked_towers_leave_the_heads_as_they_are():
     locked = config.with_locked_towers()
     assert locked.encoders.image_trainable == locked.encoders.text_trainable == 0
     assert locked.heads == config.heads
-    # What varies the input of a tuned stage would be refused.
     model = mc.MiniCLIP(locked)
     assert model.image_encoder.locked
     assert model.text_encoder.locked

@@ -290,6 +290,23 @@ def test_towers_side_by_side_are_both_towers_at_one_size(photo):
 
 
 @pytest.mark.slow
+def test_towers_side_by_side_share_a_precision():
+    mc.set_seed(0)
+    pair = SideBySide(PAIR, 0, pretrained=False)
+    batch = pixels(pair)
+    with torch.no_grad():
+        exact = pair(batch)
+        pair.precision = torch.bfloat16
+        rounded = pair(batch)
+        for tower in pair.towers:
+            tower.precision = torch.bfloat16
+        apart = torch.cat([tower(batch) for tower in pair.towers], 1)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    assert torch.equal(rounded, apart)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("trainable", [-1, 1, 9, 22, 23])
 def test_towers_side_by_side_can_be_cut_anywhere(trainable):
     mc.set_seed(0)

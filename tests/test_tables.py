@@ -187,6 +187,40 @@ def test_a_peer_that_nobody_reaches_is_said_so(change):
     assert second.count("did not reach it") == 2
 
 
+def test_a_peer_that_wins_the_race_is_said_so(change):
+    lost = {"recall": 0.99, "peer_minutes": 5.0, "our_minutes": None, "times": None}
+    change("benchmarks", "speedrun", "sooner_than", "open_clip", to=lost)
+    first, second = tables.sooner()
+    assert "times sooner" in first
+    assert second == (
+        "open_clip reached its best mean recall, 99.0%, after 5.0 minutes; ours did not reach it."
+    )
+
+
+def test_a_target_that_was_not_reached_is_a_dash(change):
+    minutes = {"50%": 1.234, "55%": None, "58%": None, "60%": None}
+    change("benchmarks", "speedrun", "minutes_to", "one_tower", to=minutes)
+    row = tables.speedrun().splitlines()[2]
+    assert "| 1.2 | - | - | - |" in row
+
+
+def test_a_lead_has_its_interval_and_the_reference_has_none(change):
+    rows = {
+        "mean": {"mean_recall": 0.5, "lead": 0.0, "interval": [0.0, 0.0]},
+        "attention": {"mean_recall": 0.49, "lead": -0.01, "interval": [-0.02, 0.004]},
+    }
+    change("benchmarks", "ideas", "pooling", "rows", to=rows)
+    reference, other = tables.pooling().splitlines()[2:]
+    assert reference.endswith("| 50.0 | - |")
+    assert other.endswith("| 49.0 | -1.0 [-2.0, +0.4] |")
+
+
+def test_a_checkpoint_without_numbers_says_what_to_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    with pytest.raises(SystemExit, match=r"everyday\.json is missing.*checkpoints\.py measure"):
+        tables.measured("checkpoints", "everyday")
+
+
 @pytest.mark.parametrize(
     ("interval", "verdict"),
     [([0.001, 0.02], "Yes"), ([-0.02, -0.001], "No"), ([-0.01, 0.01], "We cannot tell")],

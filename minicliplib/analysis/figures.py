@@ -543,13 +543,13 @@ def study(result: Mapping[str, Any]) -> Figure:
 def seed_dots(ax: Axes, result: Mapping[str, Any]) -> None:
     """Draw a study: a row per setting, with a dot per seed, their mean, and its 95% interval.
 
-    ``result`` has a ``title`` and ``rows``; a row has a ``label`` and a ``dev_mean_recall`` for
+    ``result`` has a ``title`` and ``rows``; a row has a ``label`` and a ``mean_recall`` for
     each seed. The interval is Student's t, with the spread pooled over the settings.
     """
     from scipy import stats
 
     rows = result["rows"]
-    points = 100 * np.array([row["dev_mean_recall"] for row in rows])  # (settings, seeds)
+    points = 100 * np.array([row["mean_recall"] for row in rows])  # (settings, seeds)
     settings, seeds = points.shape
     spread = np.sqrt(points.var(1, ddof=1).mean() / seeds)
     half = stats.t.ppf(0.975, settings * (seeds - 1)) * spread

@@ -20,8 +20,8 @@ from ..datasets.images import load_image
 from ..encoders import Encoder, ImageLike
 from ..model import MiniCLIP, eval_mode
 
-# A map adds what the tower sees at its own size, in 7 x 7 places, and at twice that size, in
-# 14 x 14 places, which localises better.
+# A map adds what the tower sees at its own size and at twice that size, which has four times as
+# many places and localises better.
 IMAGE_SCALES = (1, 2)
 PATH_STEPS = 8  # of integrated gradients; 64 agree no better with leave_one_out
 NO_WORD = "."  # what is left of a caption of one word without its word

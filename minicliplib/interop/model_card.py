@@ -115,7 +115,7 @@ def _page(config: Config, data: dict[str, Any], results: list[dict[str, Any]]) -
     encoders = config.encoders
     parts = [
         f"# Mini-CLIP `{data['name']}`",
-        "A small image tower and a small text tower that share one space: a sentence finds its "
+        "Small towers for images and for text that share one space: a sentence finds its "
         "image, an image finds its caption, and class names sort images without training on "
         "labels. It follows CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020).",
         "## Use",
@@ -191,6 +191,9 @@ def _recipe(config: Config) -> str:
         "captions of an image in a batch": train.captions_per_image,
         "images in a batch": train.batch_size,
         "epochs": train.epochs,
+        "image and text features dropped": (
+            f"{config.heads.image_dropout:.0%}, {config.heads.text_dropout:.0%}"
+        ),
         "learning rate of heads, image tower, text tower": (
             f"{train.lr_heads:g}, {train.lr_image:g}, {train.lr_text:g}"
         ),
@@ -239,6 +242,6 @@ def _limits(config: Config) -> str:
         )
     if any(name in TRAINED_ON_IMAGENET for name in config.encoders.image.split("+")):
         lines.append(
-            "- Its image tower was trained on ImageNet's labels, so it is not zero-shot there."
+            "- Its image side was trained on ImageNet's labels, so it is not zero-shot there."
         )
     return "\n".join(lines)
