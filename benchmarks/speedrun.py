@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import peers
@@ -33,7 +32,6 @@ from minicliplib.features import Features
 from minicliplib.scale.runs import training_precision
 
 PEERS_RESULT = Path(__file__).resolve().parents[1] / "report/results/benchmarks/peers.json"
-TARGETS = (0.50, 0.55, 0.58, 0.60)
 
 # Our recipes.
 ONE_RUN = mc.preset("flickr8k").updated(train={"soup": 1}, inference={"tta_views": 1})
@@ -70,17 +68,15 @@ def measure_all(options: argparse.Namespace) -> None:
     curves = {}
     for name in RECIPES:
         curves[name] = json.loads(peers.last_line([__file__, name, *limit], options.threads))
-        print(name, minutes_to(curves[name]), flush=True)
+        print(name, curves[name][-1], flush=True)
     with tempfile.TemporaryDirectory() as folder:
         peers.save_vision_tower(folder)
         for name in peers.PEERS:
             curves[name] = peer_curve(name, options, folder)
-            print(name, minutes_to(curves[name]), flush=True)
+            print(name, curves[name][-1], flush=True)
 
     metrics = {
         "curves": curves,
-        "minutes_to": {name: minutes_to(curve) for name, curve in curves.items()},
-        "sooner_than": {name: sooner_than(curves, name) for name in peers.PEERS},
         "recipes": {name: config.to_dict() for name, config in RECIPES.items()},
         "minutes": options.minutes,
         "limit": options.limit,
@@ -131,37 +127,6 @@ def peer_curve(name: str, options: argparse.Namespace, folder: str) -> list[dict
     run = peers.TrainingRun(name, options.minutes, 40, "test", rate, options.threads, options.limit)
     result = peers.apart(run, folder, peers.all_inputs(options.limit))
     return [{key: mark[key] for key in ("minutes", "mean_recall")} for mark in result["curve"]]
-
-
-# ---- what the curves say ------------------------------------------------------------------------
-
-
-def minutes_to(curve: list[dict[str, float]]) -> dict[str, float | None]:
-    """Return after how many minutes each target was reached; None if it never was."""
-    return {f"{target:.0%}": first_minute(curve, target) for target in TARGETS}
-
-
-def first_minute(curve: list[dict[str, float]], recall: float) -> float | None:
-    """Return the minutes of the first mark with that recall or more."""
-    for mark in curve:
-        if mark["mean_recall"] >= recall:
-            return mark["minutes"]
-    return None
-
-
-def sooner_than(curves: dict[str, list[dict[str, float]]], peer: str) -> dict[str, Any]:
-    """Return how many times sooner our quickest recipe has the best recall of a peer."""
-    best = max(mark["mean_recall"] for mark in curves[peer])
-    peer_minutes = first_minute(curves[peer], best)
-    ours = [first_minute(curves[name], best) for name in RECIPES]
-    quickest = min((minutes for minutes in ours if minutes is not None), default=None)
-    times = peer_minutes / quickest if peer_minutes and quickest else None
-    return {
-        "recall": best,
-        "peer_minutes": peer_minutes,
-        "our_minutes": quickest,
-        "times": times,
-    }
 
 
 if __name__ == "__main__":

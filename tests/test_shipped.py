@@ -48,6 +48,12 @@ def test_they_say_what_made_them(shipped, everyday):
     assert everyday.config == mc.preset("everyday")
 
 
+def test_stored_indexes_are_still_those_of_these_models(shipped, everyday):
+    # A new checkpoint gets a new number; new code must not.
+    assert shipped.fingerprint() == "f1cf9c05"
+    assert everyday.fingerprint() == "d0460d1d"
+
+
 def assert_settings_kept(settings: dict) -> None:
     """Check that every setting of a record, also one that has moved, keeps its value."""
     now = mc.Config.from_dict(settings).flat()

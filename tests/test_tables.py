@@ -188,8 +188,8 @@ def test_a_peer_that_nobody_reaches_is_said_so(change):
 
 
 def test_a_peer_that_wins_the_race_is_said_so(change):
-    lost = {"recall": 0.99, "peer_minutes": 5.0, "our_minutes": None, "times": None}
-    change("benchmarks", "speedrun", "sooner_than", "open_clip", to=lost)
+    curve = [{"minutes": 5.0, "mean_recall": 0.99}]
+    change("benchmarks", "speedrun", "curves", "open_clip", to=curve)
     first, second = tables.sooner()
     assert "times sooner" in first
     assert second == (
@@ -198,8 +198,8 @@ def test_a_peer_that_wins_the_race_is_said_so(change):
 
 
 def test_a_target_that_was_not_reached_is_a_dash(change):
-    minutes = {"50%": 1.234, "55%": None, "58%": None, "60%": None}
-    change("benchmarks", "speedrun", "minutes_to", "one_tower", to=minutes)
+    curve = [{"minutes": 1.234, "mean_recall": 0.54}]
+    change("benchmarks", "speedrun", "curves", "one_tower", to=curve)
     row = tables.speedrun().splitlines()[2]
     assert "| 1.2 | - | - | - |" in row
 
