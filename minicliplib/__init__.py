@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run the code
     from . import zeroshot as zeroshot
     from .analysis.measures import classification as classification
     from .analysis.probes import altered as altered
+    from .analysis.recorded import recorded as recorded
     from .analysis.relevance import leave_one_out as leave_one_out
     from .analysis.relevance import randomised as randomised
     from .analysis.relevance import relevance_map as relevance_map
@@ -81,6 +82,7 @@ _HOMES = {
     "zeroshot": ("PHOTO_TEMPLATES", "SCENE_TEMPLATES", "ZeroShotClassifier"),
     "analysis.measures": ("classification",),
     "analysis.probes": ("altered",),
+    "analysis.recorded": ("recorded",),
     "analysis.relevance": ("leave_one_out", "randomised", "relevance_map", "word_relevance"),
     "interop.open_clip": ("as_open_clip",),
     "interop.pretrained": ("EncoderError",),

@@ -6,18 +6,18 @@ draws under the theme and then gives back the settings that it found. A notebook
 charts to look alike calls ``set_theme()``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from textwrap import fill
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from numpy.typing import ArrayLike
 from PIL import Image
 
@@ -35,8 +35,6 @@ PURPLE = PALETTE[4]
 BROWN = PALETTE[5]
 PINK = PALETTE[6]
 GREY = PALETTE[7]
-
-WHISKERS = (0.1, 0.1, 0.1)  # a soft black
 
 # Frames of retrieved items.
 RIGHT = GREEN
@@ -56,14 +54,11 @@ THEME: dict[Any, Any] = {
 FREE_TO_SHOW = ("sample", "photos")  # datasets whose images may be published
 SHOWN_COLOURS = 160  # of a figure with photos
 
-DIRECTION_LABELS = {"image_to_text": "image → text", "text_to_image": "text → image"}
-
 # An item with its score: a caption's word and its share, or a label and its probability.
 Scored = tuple[str, float]
-# Bars of one colour: values from 0 to 1 by key, and their intervals (low, high), if there are any.
-Row = tuple[Mapping[str, Any], Mapping[str, Any] | None]
 
 Arguments = ParamSpec("Arguments")
+Drawn = TypeVar("Drawn", bound=FigureBase)
 
 
 def set_theme() -> None:
@@ -75,11 +70,11 @@ def set_theme() -> None:
     sns.set_color_codes("colorblind")  # what "b" or "k" stand for
 
 
-def _themed(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
+def themed(draw: Callable[Arguments, Drawn]) -> Callable[Arguments, Drawn]:
     """Let a function draw under the theme, whatever the caller's settings are."""
 
     @wraps(draw)
-    def draw_under_theme(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
+    def draw_under_theme(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Drawn:
         with plt.rc_context(THEME):
             fig = draw(*args, **kwargs)
             # Matplotlib makes ticks when it needs the first one, with the settings of that moment.
@@ -116,7 +111,7 @@ def save(fig: Figure, name: str, dataset: str, photos: bool = False) -> Path:
 # ---- images and captions -------------------------------------------------------------
 
 
-@_themed
+@themed
 def pairs(images: Sequence[ImageLike], captions: Sequence[str], columns: int = 4) -> Figure:
     """Draw images with one caption each, in a grid."""
     rows = _rows_needed(len(images), columns)
@@ -129,7 +124,7 @@ def pairs(images: Sequence[ImageLike], captions: Sequence[str], columns: int = 4
     return fig
 
 
-@_themed
+@themed
 def captions_of(
     image: ImageLike,
     captions: Sequence[str],
@@ -158,7 +153,7 @@ def captions_of(
     return fig
 
 
-@_themed
+@themed
 def image_gallery(
     queries: Sequence[str],
     results: Sequence[Sequence[tuple[ImageLike, float]]],
@@ -184,7 +179,7 @@ def image_gallery(
     return fig
 
 
-@_themed
+@themed
 def predictions(images: Sequence[ImageLike], guesses: Sequence[Sequence[Scored]]) -> Figure:
     """Draw each image over bars of its most probable labels.
 
@@ -201,6 +196,19 @@ def predictions(images: Sequence[ImageLike], guesses: Sequence[Sequence[Scored]]
             bottom.barh(y, 100 * probability, color=BLUE, alpha=0.5)
             bottom.text(2, y, f"{name} {probability:.0%}", va="center", fontsize=8)
         bottom.set(xlim=(0, 100), yticks=[], xticks=[0, 50, 100], xlabel="probability (%)")
+    return fig
+
+
+@themed
+def thumbnails(places: ArrayLike, images: Sequence[ImageLike]) -> Figure:
+    """Draw small images at their places (N, 2) in a plane."""
+    fig, ax = plt.subplots(figsize=(9, 7))
+    x, y = np.asarray(places).T
+    ax.scatter(x, y, s=0)
+    for place, image in zip(zip(x, y, strict=True), images, strict=True):
+        small = load_image(image, hint=64).resize((56, 56), Image.Resampling.LANCZOS)
+        ax.add_artist(AnnotationBbox(OffsetImage(small, zoom=0.45), place, pad=0.1))
+    ax.set(xticks=[], yticks=[])
     return fig
 
 
@@ -223,188 +231,7 @@ def _rows_needed(items: int, columns: int) -> int:
     return full_rows + (1 if rest else 0)
 
 
-# ---- bars and curves -----------------------------------------------------------------
-
-
-@_themed
-def bars(
-    values: Mapping[str, float], xlabel: str, title: str = "", form: str = "{:,.0f}"
-) -> Figure:
-    """Draw horizontal bars with their values, written as ``form`` says, at their ends."""
-    fig, ax = plt.subplots(figsize=(6, 0.8 + 0.28 * len(values)))
-    sns.barplot(x=list(values.values()), y=list(values), ax=ax, color=BLUE)
-    labels = [form.format(value) for value in values.values()]
-    drawn: Any = ax.containers[0]
-    ax.bar_label(drawn, labels=labels, padding=3, fontsize=8)
-    ax.set(xlabel=xlabel, title=title)
-    ax.margins(x=0.18)
-    return fig
-
-
-@_themed
-def curves(
-    x: Sequence[float], series: Mapping[str, Sequence[float]], xlabel: str, log: bool = True
-) -> Figure:
-    """Draw several quantities against one, each in its own panel."""
-    fig, axes = plt.subplots(1, len(series), figsize=(3.3 * len(series), 2.7), squeeze=False)
-    for ax, (name, values) in zip(axes.flat, series.items(), strict=True):
-        ax.plot(x, values, color=BLUE)
-        ax.set(xlabel=xlabel, title=name, ylim=(0, None), xscale="log" if log else "linear")
-    return fig
-
-
-@_themed
-def training_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
-    """Draw loss, dev recall and logit scale over the epochs, for one run or several.
-
-    ``histories`` are what ``fit`` gives, by the name of the run. A dashed line shows the loss of a
-    model that tells nothing apart, the logarithm of the batch; a circle marks the epoch kept.
-    """
-    fig, (loss, recall, scale) = plt.subplots(1, 3, figsize=(10, 3))
-    for colour, (name, history) in zip(PALETTE, histories.items(), strict=False):
-        style = {"ms": 3, "color": colour, "label": name}
-        loss.plot(history["epoch"], history["loss"], "o-", **style)
-        recall.plot(history["epoch"], 100 * history["dev_mean_recall"], "o-", **style)
-        scale.plot(history["epoch"], history["logit_scale"], "o-", **style)
-
-        best = history.loc[history["dev_mean_recall"].idxmax()]
-        ring = {"ms": 9, "mfc": "none", "color": colour, "label": "kept"}
-        recall.plot(best["epoch"], 100 * best["dev_mean_recall"], "o", **ring)
-
-    for level in {history["log_batch"].iloc[0] for history in histories.values()}:
-        loss.axhline(level, color=GREY, linestyle="--", label="ln(batch): no learning")
-
-    loss.set(xlabel="epoch", ylabel="training loss (nats)", title="Loss", ylim=(0, None))
-    recall.set(
-        xlabel="epoch",
-        ylabel="mean Recall@1/5/10 (%)",
-        title="Dev recall, both ways",
-        ylim=(0, None),
-    )
-    scale.set(xlabel="epoch", ylabel="logit scale (1 / temperature)", title="Logit scale")
-    if histories:
-        loss.legend(fontsize=8)
-        recall.legend(fontsize=8, loc="lower right")
-    return fig
-
-
-@_themed
-def recall_bars(
-    scores: Mapping[str, Mapping[str, Any]],
-    intervals: Mapping[str, Mapping[str, Any]] | None = None,
-    ks: Sequence[int] = (1, 5, 10),
-) -> Figure:
-    """Draw Recall@K in both directions for several models side by side.
-
-    ``scores`` are what ``summarise`` gives, by the name of the model. ``intervals`` are what
-    ``bootstrap`` gives for the first model.
-    """
-    fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
-    first = next(iter(scores))
-    pool = f"{scores[first]['images']:,} images, {scores[first]['captions']:,} captions"
-
-    for ax, (direction, label) in zip(axes, DIRECTION_LABELS.items(), strict=True):
-        rows: dict[str, Row] = {name: (score[direction], None) for name, score in scores.items()}
-        if intervals is not None:
-            rows[first] = (scores[first][direction], intervals[direction])
-        _grouped_bars(ax, rows, [f"R@{k}" for k in ks])
-        ax.set_title(f"{label} ({pool})", fontsize=9)
-
-    axes[0].set_ylabel("Recall (%)")
-    axes[1].legend(loc="upper left", fontsize=8)
-    return fig
-
-
-@_themed
-def accuracy_bars(reports: Mapping[str, Mapping[str, dict[str, Any]]]) -> Figure:
-    """Draw top-1 and top-5 accuracy with intervals and chance: a panel per labelled set.
-
-    ``reports`` are what ``classification`` gives, by the name of the set and then of the model.
-    """
-    keys = ["top1", "top5"]
-    fig, axes = plt.subplots(1, len(reports), figsize=(4.5 * len(reports), 3.2), squeeze=False)
-    for ax, (name, by_model) in zip(axes.flat, reports.items(), strict=True):
-        rows: dict[str, Row] = {}
-        for model, report in by_model.items():
-            rows[model] = (report, report["interval"])
-        _grouped_bars(ax, rows, keys)
-
-        # Chance depends on the set alone, so any model's report has it.
-        report = next(iter(by_model.values()))
-        for x, key in enumerate(keys):
-            ax.hlines(
-                100 * report["chance"][key],
-                x - 0.3,
-                x + 0.7,
-                color="black",
-                linestyle="--",
-                label="chance" if x == 0 else None,
-            )
-        ax.set_title(f"{name}: {report['images']:,} images, {report['classes']} classes")
-        ax.set_ylabel("accuracy (%)")
-        ax.legend(fontsize=8, loc="upper left")
-    return fig
-
-
-def _grouped_bars(
-    ax: Axes,
-    rows: Mapping[str, Row],
-    keys: Sequence[str],
-) -> None:
-    """Draw a group of bars per key, with a colour per row."""
-    width = 0.8 / len(rows)
-    for i, (name, (values, intervals)) in enumerate(rows.items()):
-        heights = np.array([100 * values[key] for key in keys])
-        whiskers = None
-        if intervals:
-            ends = 100 * np.array([intervals[key] for key in keys])  # (keys, 2)
-            whiskers = np.abs(ends.T - heights)
-        places = np.arange(len(keys)) + i * width
-        drawn = ax.bar(
-            places, heights, width, yerr=whiskers, ecolor=WHISKERS, capsize=3, label=name
-        )
-        ax.bar_label(drawn, fmt="%.1f", fontsize=7, padding=2)
-    ax.set_xticks(np.arange(len(keys)) + 0.4 - width / 2, keys)
-    ax.set_ylim(0, 109)
-
-
-@_themed
-def rank_histogram(ranks: Mapping[str, np.ndarray], pools: Mapping[str, int]) -> Figure:
-    """Draw how far down the list the right item stands, in both directions.
-
-    ``ranks`` count from 0, as ``ranks_from_embeddings`` gives them; ``pools`` say how many items
-    are ranked. The bins grow by a constant factor from rank 1 to the pool.
-    """
-    fig, axes = plt.subplots(1, 2, figsize=(9, 3))
-    for ax, (direction, label) in zip(axes, DIRECTION_LABELS.items(), strict=True):
-        found = np.asarray(ranks[direction]) + 1
-        pool = pools[direction]
-        edges = np.unique(np.geomspace(1, pool + 1, 16).round())
-        percent = np.full(len(found), 100 / len(found))
-        ax.hist(found, bins=edges, weights=percent, color=BLUE, edgecolor="white")
-
-        middle = np.median(found)
-        ax.axvline(middle, color=ORANGE, linestyle="--", label=f"median {middle:g}")
-        xlabel = f"rank of the right item, of {pool:,}"
-        ax.set(xscale="log", title=label, xlabel=xlabel, ylabel="queries (%)")
-        ax.legend()
-    return fig
-
-
-# ---- matrices ------------------------------------------------------------------------
-
-
-def heatmap(
-    ax: Axes, matrix: ArrayLike, title: str, xlabel: str, ylabel: str, form: str = ".2f"
-) -> None:
-    """Draw a matrix with its values written in, into axes of a larger figure."""
-    sns.heatmap(
-        np.asarray(matrix), ax=ax, cmap="viridis", annot=True, fmt=form, cbar=False, square=True
-    )
-    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
-
-
-@_themed
+@themed
 def similarity(
     matrix: ArrayLike,
     captions: Sequence[str],
@@ -442,38 +269,10 @@ def similarity(
     return fig
 
 
-@_themed
-def confusion(matrix: np.ndarray, names: Sequence[str], chosen: Sequence[int]) -> Figure:
-    """Draw the ``chosen`` classes of a confusion matrix (true, guessed) as a heat map.
-
-    A cell is the percentage of the images of its row, over all classes.
-    """
-    images_of_class = matrix.sum(1, keepdims=True)
-    percent = 100 * matrix / np.maximum(images_of_class, 1)
-    chosen_names = [names[c] for c in chosen]
-    n_chosen = len(chosen_names)
-
-    fig, ax = plt.subplots(figsize=(2.5 + 0.45 * n_chosen, 1.8 + 0.38 * n_chosen))
-    sns.heatmap(
-        percent[np.ix_(chosen, chosen)],
-        ax=ax,
-        cmap="viridis",
-        annot=True,
-        fmt=".0f",
-        annot_kws={"size": 8},
-        xticklabels=chosen_names,
-        yticklabels=chosen_names,
-        cbar_kws={"label": "% of the row's images"},
-    )
-    ax.set(xlabel="guessed class", ylabel="true class")
-    ax.tick_params(axis="x", rotation=50)
-    return fig
-
-
 # ---- explanations --------------------------------------------------------------------
 
 
-@_themed
+@themed
 def relevance(
     images: Sequence[ImageLike],
     maps: Sequence[np.ndarray | None],
@@ -494,7 +293,7 @@ def relevance(
     return fig
 
 
-@_themed
+@themed
 def words(rows: Sequence[tuple[str, Sequence[Scored], Sequence[Scored]]]) -> Figure:
     """Draw panels of words' shares in a cosine, by two ways to measure them, as bars side by side.
 
@@ -515,47 +314,3 @@ def words(rows: Sequence[tuple[str, Sequence[Scored], Sequence[Scored]]]) -> Fig
         ax.set(title=fill(title, 34), xlabel="share in the cosine")
     axes[0, 0].legend(fontsize=8)
     return fig
-
-
-# ---- ablations -----------------------------------------------------------------------
-
-
-@_themed
-def study(result: Mapping[str, Any]) -> Figure:
-    """Draw one study as ``seed_dots`` does, in a figure of its own.
-
-    To its right stand the leads over one row, in points, with their intervals: rows may have a
-    ``lead`` and a ``lead_interval``.
-    """
-    fig, ax = plt.subplots(figsize=(7, 0.9 + 0.24 * len(result["rows"])))
-    seed_dots(ax, result)
-    ax.set_xlabel("mean recall on held-out photos (%)")
-    for y, row in enumerate(result["rows"]):
-        if "lead" in row:
-            low, high = row["lead_interval"]
-            text = f"{100 * row['lead']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-            ax.annotate(
-                text, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=7
-            )
-    return fig
-
-
-def seed_dots(ax: Axes, result: Mapping[str, Any]) -> None:
-    """Draw a study: a row per setting, with a dot per seed, their mean, and its 95% interval.
-
-    ``result`` has a ``title`` and ``rows``; a row has a ``label`` and a ``mean_recall`` for
-    each seed. The interval is Student's t, with the spread pooled over the settings.
-    """
-    from scipy import stats
-
-    rows = result["rows"]
-    points = 100 * np.array([row["mean_recall"] for row in rows])  # (settings, seeds)
-    settings, seeds = points.shape
-    spread = np.sqrt(points.var(1, ddof=1).mean() / seeds)
-    half = stats.t.ppf(0.975, settings * (seeds - 1)) * spread
-
-    for y, of_setting in enumerate(points):
-        ax.plot(of_setting, [y] * seeds, "o", ms=4, color=BLUE, alpha=0.6)
-        ax.errorbar(of_setting.mean(), y, xerr=half, fmt="|", ms=11, mew=2, color=ORANGE, lw=1)
-    ax.set_yticks(range(settings), [row["label"] for row in rows])
-    ax.set(ylim=(settings - 0.5, -0.5), title=result["title"])

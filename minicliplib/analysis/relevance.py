@@ -196,6 +196,36 @@ def _enlarged(places: Tensor, size: int) -> Tensor:
     return F.interpolate(positive, (size, size), mode="bilinear")[0, 0]
 
 
+# ---- attention -----------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def text_attention(model: MiniCLIP, text: str) -> tuple[list[str], Tensor]:
+    """Return a text's tokens, and where each token looks in each layer of the text tower.
+
+    Returns:
+        The T tokens, and the attention weights (layers, heads, T, T) of Vaswani et al. 2017,
+        equation 1. A row is a token that looks, a column one that is looked at; rows sum to 1.
+
+    Raises:
+        ValueError: The text is empty.
+
+    """
+    encoder = model.text_encoder
+    ids, mask = encoder.prepare([text])
+    transformer = encoder.model
+    # The quick implementations of attention do not keep its weights.
+    usual = transformer.config._attn_implementation
+    transformer.set_attn_implementation("eager")
+    try:
+        with eval_mode(model):
+            out = transformer(input_ids=ids, attention_mask=mask, output_attentions=True)
+    finally:
+        transformer.set_attn_implementation(usual)
+    tokens = encoder.tokenizer.convert_ids_to_tokens(ids[0])
+    return tokens, torch.cat(out.attentions).cpu()
+
+
 # ---- words ---------------------------------------------------------------------------
 
 

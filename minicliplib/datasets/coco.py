@@ -6,8 +6,8 @@ Fei-Fei 2015, train2017 beside val2017, and val2017 alone.
 
 import os
 import warnings
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,20 @@ def load_coco(root: Path, split: str, limit: int | None) -> CaptionedImages:
         images.append(path)
         captions.append([checked_caption(text, where) for text in texts])
     return CaptionedImages("coco", split, images, captions)
+
+
+def count_licences(images: Sequence[Path]) -> dict[str, int]:
+    """Count the licences of photos that ``load_coco`` found, the most frequent first.
+
+    They stand in the official annotations, ``captions_*.json``, of the folder with the photos.
+    """
+    licence_of = {}
+    for file in images[0].parents[1].rglob("captions_*.json"):
+        record = read_json(file)
+        names = {licence["id"]: licence["name"] for licence in record["licenses"]}
+        for image in record["images"]:
+            licence_of[image["file_name"]] = names[image["license"]]
+    return dict(Counter(licence_of[path.name] for path in images).most_common())
 
 
 def _choose_layout(root: Path) -> Callable[[Path, str], list[Pair]]:

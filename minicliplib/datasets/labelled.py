@@ -35,6 +35,13 @@ class LabelledImages:
         images = [self.images[i] for i in indices]
         return LabelledImages(self.name, images, self.labels[indices], self.classes)
 
+    def first_of_each_class(self, count: int) -> np.ndarray:
+        """Return a mask (N,) of the first ``count`` images of each class: a part to choose on."""
+        chosen = np.zeros(len(self), dtype=bool)
+        for label in range(len(self.classes)):
+            chosen[np.flatnonzero(self.labels == label)[:count]] = True
+        return chosen
+
 
 def load_labelled(name: str | Path, root: str | Path | None = None) -> LabelledImages:
     """Load images with classes.
