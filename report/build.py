@@ -28,7 +28,7 @@ WORDS = (
     *("no", "one", "two", "three", "four", "five", "six"),
     *("seven", "eight", "nine", "ten", "eleven", "twelve"),
 )
-TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
+TYPES = {".svg": "image/svg+xml", ".png": "image/png", ".jpg": "image/jpeg"}
 
 # What the block between ``<% call ... %>`` and ``<% endcall %>`` holds.
 Block = Callable[[], str]
@@ -182,13 +182,15 @@ class Text:
 
     def _copied(self, name: str) -> Path:
         """Return the copy in our folder of a file of ``figures``."""
-        source = tables.ROOT / "figures" / f"{name}.png"
-        if not source.exists():
-            dataset, topic = name.split("/")
-            raise SystemExit(f"figures/{name}.png is missing. {tables.remedy(dataset, topic)}")
-        file = self.folder / f"{name.replace('/', '-')}.png"
-        shutil.copy(source, file)
-        return file
+        # A figure with images is a JPEG, a chart is a PNG.
+        for suffix in (".jpg", ".png"):
+            source = tables.ROOT / "figures" / f"{name}{suffix}"
+            if source.exists():
+                file = self.folder / f"{name.replace('/', '-')}{suffix}"
+                shutil.copy(source, file)
+                return file
+        dataset, topic = name.split("/")
+        raise SystemExit(f"figures/{name} is missing. {tables.remedy(dataset, topic)}")
 
     def _drawn(self, name: str) -> Path:
         """Return a drawing in our folder; it is drawn once."""

@@ -16,9 +16,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
-from matplotlib.ticker import MaxNLocator
 from tables import CONTENDERS, PUBLISHED, config_of, measured
 
+from minicliplib.analysis import charts
 from minicliplib.analysis import figures as viz
 
 # Fills of the boxes in the diagram of both towers.
@@ -116,9 +116,7 @@ def _millions(count: int) -> str:
 def training() -> Figure:
     """Draw loss, dev recall and logit scale of the Flickr8k run."""
     history = measured("flickr8k", "03_training")["metrics"]["history"]
-    fig = viz.training_curves({"Flickr8k": pd.DataFrame(history)})
-    for ax in fig.axes:
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    fig = charts.training_curves({"Flickr8k": pd.DataFrame(history)})
     _place_panels(fig, 9.62, 3.02, left=0.48, right=0.1, bottom=0.53, top=0.28, gap=0.68)
     return fig
 
@@ -133,7 +131,7 @@ def recall() -> Figure:
             "image_to_text": _recalls(percentages[:3]),
             "text_to_image": _recalls(percentages[3:]),
         }
-    fig = viz.recall_bars(scores, metrics["interval"])
+    fig = charts.recall_bars(scores, metrics["interval"])
 
     # Only our bars carry their numbers; the table beside the figure has the rest.
     for ax in fig.axes:
@@ -177,7 +175,7 @@ def zero_shot() -> Figure:
     reports = {}
     for key, name in (("cifar10", "CIFAR-10"), ("caltech101", "Caltech-101")):
         reports[name] = {"as it is": metrics[key], "calibrated": metrics[key]["calibrated"]}
-    fig = viz.accuracy_bars(reports)
+    fig = charts.accuracy_bars(reports)
     _place_panels(fig, 8.12, 3.02, left=0.64, right=0.1, bottom=0.34, top=0.28, gap=0.62)
     return fig
 
@@ -186,7 +184,7 @@ def by_mentions() -> Figure:
     """Draw accuracy of Caltech-101's classes by how often Flickr8k's captions name them."""
     groups = measured("flickr8k", "05_zero_shot")["metrics"]["top1_by_mentions"]
     values = {f"{label} ({classes} classes)": top1 for label, (classes, top1) in groups.items()}
-    fig = viz.bars(values, "zero-shot top-1 (%)", form="{:.1f}")
+    fig = charts.bars(values, "zero-shot top-1 (%)", form="{:.1f}")
     _place_panels(fig, 5.12, 1.92, left=1.72, right=0.1, bottom=0.53, top=0.1)
     return fig
 
@@ -195,7 +193,7 @@ def reading() -> Figure:
     """Draw how often a caption beats its false twin, with the image and without it."""
     twins = measured("flickr8k", "06_embedding")["metrics"]["reading"]
     wins = {name: 100 * row["true_wins"] for name, row in twins.items()}
-    fig = viz.bars(wins, "the true caption wins (%)", form="")
+    fig = charts.bars(wins, "the true caption wins (%)", form="")
     ax = fig.axes[0]
 
     # A line is the interval of the bar, a dot what the caption alone gives away.
@@ -226,7 +224,7 @@ def ablations() -> Figure:
     right_panels = _panel_column(fig, studies[1::2], left=6.3, width=2.3)
 
     for ax, study in [*left_panels, *right_panels]:
-        viz.seed_dots(ax, study)
+        charts.seed_dots(ax, study)
         ax.tick_params(labelsize=7)
         ax.set_title(study["title"], fontsize=8)
         for label, row in zip(ax.get_yticklabels(), study["rows"], strict=True):

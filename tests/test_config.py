@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import minicliplib as mc
+from minicliplib.analysis.settings import explained
 from minicliplib.config import MOVED
 
 CHANGED = mc.Config().updated(
@@ -153,3 +154,10 @@ def test_a_seed_repeats_all_draws():
         draws.append((torch.rand(3).tolist(), np.random.rand(3).tolist()))
     assert draws[0] == draws[1]
     assert torch.get_num_threads() == 1
+
+
+def test_every_setting_is_explained():
+    table = explained(mc.preset("flickr8k"))
+    assert list(table.index) == list(mc.Config().flat())
+    assert table.loc["train.epochs", "value"] == "16"
+    assert table["why"].str.len().min() > 10

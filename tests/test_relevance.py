@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 import minicliplib as mc
 from minicliplib.analysis import relevance as relevance_module
-from minicliplib.analysis.relevance import overlay
+from minicliplib.analysis.relevance import overlay, text_attention
 from minicliplib.datasets.scenes import Group, make_scene, noun
 from minicliplib.encoders import Encoder
 
@@ -391,3 +391,20 @@ def test_what_cannot_be_explained_is_a_clear_error(explain, shipped, named, tmp_
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     with pytest.raises(mc.DataError, match=r"bad\.jpg"):
         explain(shipped, tmp_path / "bad.jpg", "a dog")
+
+
+# ---- attention ----------------------------------------------------------------------------------
+
+
+def test_attention_sums_to_one_and_leaves_the_model_as_it_was(shipped):
+    before = shipped.encode_text("a dog in snow")
+    tokens, weights = text_attention(shipped, "a dog in snow")
+    assert tokens == ["[CLS]", "a", "dog", "in", "snow", "[SEP]"]
+    assert weights.shape == (6, 12, 6, 6)  # layers, heads, tokens, tokens
+    assert torch.allclose(weights.sum(-1), torch.ones(6, 12, 6), atol=1e-5)
+    assert torch.equal(shipped.encode_text("a dog in snow"), before)
+
+
+def test_attention_to_nothing_is_refused(shipped):
+    with pytest.raises(ValueError, match="needs at least one word"):
+        text_attention(shipped, " ")

@@ -274,7 +274,7 @@ def test_a_missing_result_names_what_to_run(change, tmp_path, dataset, topic, re
 
 def test_a_missing_figure_names_what_to_run(change, tmp_path):
     (tmp_path / "figures").unlink()
-    message = "figures/sample/01_pairs.png is missing. Run notebooks/01_data_exploration"
+    message = "figures/sample/01_pairs is missing. Run notebooks/01_data_exploration"
     with pytest.raises(SystemExit, match=re.escape(message)):
         build.Text("report", tmp_path)
 

@@ -81,7 +81,7 @@ def bars(
     title: str = "",
     form: str = "{:,.0f}",
     figure: FigureBase | None = None,
-) -> FigureBase:
+) -> Figure:
     """Draw horizontal bars with their values, written as ``form`` says, at their ends."""
     fig = _figure(figure, 6, 0.8 + 0.28 * len(values))
     ax = fig.subplots()
@@ -96,10 +96,15 @@ def bars(
 
 @themed
 def curves(
-    x: Sequence[float], series: Mapping[str, Sequence[float]], xlabel: str, log: bool = True
-) -> FigureBase:
+    x: Sequence[float],
+    series: Mapping[str, Sequence[float]],
+    xlabel: str,
+    log: bool = True,
+    figure: FigureBase | None = None,
+) -> Figure:
     """Draw several quantities against one, each in its own panel."""
-    fig, axes = plt.subplots(1, len(series), figsize=(3.3 * len(series), 2.7), squeeze=False)
+    fig = _figure(figure, 3.3 * len(series), 2.7)
+    axes = fig.subplots(1, len(series), squeeze=False)
     for ax, (name, values) in zip(axes.flat, series.items(), strict=True):
         ax.plot(x, values, color=BLUE)
         ax.set(xlabel=xlabel, title=name, ylim=(0, None), xscale="log" if log else "linear")
@@ -109,7 +114,7 @@ def curves(
 @themed
 def training_curves(
     histories: Mapping[str, pd.DataFrame], figure: FigureBase | None = None
-) -> FigureBase:
+) -> Figure:
     """Draw loss, dev recall and logit scale over the epochs, for one run or several.
 
     ``histories`` are what ``fit`` gives, by the name of the run. A dashed line shows the loss of a
@@ -154,7 +159,7 @@ def training_curves(
 
 
 @themed
-def overlap(shares: Mapping[str, Any], figure: FigureBase | None = None) -> FigureBase:
+def overlap(shares: Mapping[str, Any], figure: FigureBase | None = None) -> Figure:
     """Draw how many words two captions share: of one image, and of two images.
 
     ``shares`` has the ``mean`` and the ``percent`` in twenty bins from 0 to 1 for each of both.
@@ -173,7 +178,7 @@ def overlap(shares: Mapping[str, Any], figure: FigureBase | None = None) -> Figu
 @themed
 def lengths(
     counts: Mapping[str, Mapping[str, int]], cut: int, figure: FigureBase | None = None
-) -> FigureBase:
+) -> Figure:
     """Draw how long captions are: how many have each number of words, and of tokens.
 
     Args:
@@ -199,7 +204,7 @@ def lengths(
 
 
 @themed
-def zipf(words: Mapping[str, Any], figure: FigureBase | None = None) -> FigureBase:
+def zipf(words: Mapping[str, Any], figure: FigureBase | None = None) -> Figure:
     """Draw how often words occur by their rank, and how much of the text the first ones cover.
 
     ``words`` has lists of the same length: ``rank``, ``times`` and ``covered`` (in percent).
@@ -220,7 +225,7 @@ def zipf(words: Mapping[str, Any], figure: FigureBase | None = None) -> FigureBa
 @themed
 def false_negatives(
     pairs: Mapping[str, Mapping[str, float]], figure: FigureBase | None = None
-) -> FigureBase:
+) -> Figure:
     """Draw how many pairs of captions of one image a batch holds, by the size of the batch.
 
     ``pairs`` has for each size what is ``expected`` and what was ``counted``, with its ``spread``.
@@ -246,7 +251,7 @@ def false_negatives(
 
 
 @themed
-def weight_and_cost(model: Mapping[str, Any], figure: FigureBase | None = None) -> FigureBase:
+def weight_and_cost(model: Mapping[str, Any], figure: FigureBase | None = None) -> Figure:
     """Draw where the parameters are and where the arithmetic is, frozen and trained.
 
     ``model`` has ``parameters`` and ``gflops``: of each part, what is ``frozen`` and ``trainable``.
@@ -273,7 +278,7 @@ def weight_and_cost(model: Mapping[str, Any], figure: FigureBase | None = None) 
 @themed
 def freeze_dial(
     dial: Mapping[str, Mapping[str, Sequence[float]]], figure: FigureBase | None = None
-) -> FigureBase:
+) -> Figure:
     """Draw what each number of trainable stages trains, costs and stores, for both towers.
 
     ``dial`` has for "image" and for "text" lists by the number of stages that train, from 0 on:
@@ -300,7 +305,7 @@ def freeze_dial(
 @themed
 def speeds(
     by_setting: Mapping[str, Mapping[str, float]], unit: str, figure: FigureBase | None = None
-) -> FigureBase:
+) -> Figure:
     """Draw items a second for each tower, with a bar for each setting that was measured."""
     fig = _figure(figure, 4.8, 3)
     ax = fig.subplots()
@@ -326,7 +331,7 @@ def recall_bars(
     intervals: Mapping[str, Mapping[str, Any]] | None = None,
     ks: Sequence[int] = (1, 5, 10),
     figure: FigureBase | None = None,
-) -> FigureBase:
+) -> Figure:
     """Draw Recall@K in both directions for several models side by side.
 
     ``scores`` are what ``summarise`` gives, by the name of the model. ``intervals`` are what
@@ -352,7 +357,7 @@ def recall_bars(
 @themed
 def rank_histogram(
     ranks: Mapping[str, Mapping[str, Any]], figure: FigureBase | None = None
-) -> FigureBase:
+) -> Figure:
     """Draw how far down the list the right item stands, in both directions.
 
     ``ranks`` are what :func:`rank_bins` gives for each direction.
@@ -389,7 +394,7 @@ def rank_bins(ranks: np.ndarray, pool: int) -> dict[str, Any]:
 @themed
 def accuracy_bars(
     reports: Mapping[str, Mapping[str, dict[str, Any]]], figure: FigureBase | None = None
-) -> FigureBase:
+) -> Figure:
     """Draw top-1 and top-5 accuracy with intervals and chance: a panel per labelled set.
 
     ``reports`` are what ``classification`` gives, by the name of the set and then of the model.
@@ -435,7 +440,9 @@ def _grouped_bars(ax: Axes, rows: Mapping[str, Row], keys: Sequence[str]) -> Non
         drawn = ax.bar(
             places, heights, width, yerr=whiskers, ecolor=WHISKERS, capsize=3, label=name
         )
-        ax.bar_label(drawn, fmt="%.1f", fontsize=7, padding=2)
+        # Numbers over many narrow bars would run into each other.
+        digits = "%.1f" if len(rows) <= 3 else "%.0f"
+        ax.bar_label(drawn, fmt=digits, fontsize=7, padding=2)
     ax.set_xticks(np.arange(len(keys)) + 0.4 - width / 2, keys)
     ax.set_ylim(0, 109)
 
@@ -443,7 +450,7 @@ def _grouped_bars(ax: Axes, rows: Mapping[str, Row], keys: Sequence[str]) -> Non
 @themed
 def confusion(
     share_of_row: ArrayLike, classes: Sequence[str], figure: FigureBase | None = None
-) -> FigureBase:
+) -> Figure:
     """Draw a confusion matrix as a heat map: rows are true classes, columns what was guessed.
 
     A cell is a share of the images of its row, from 0 to 1, and drawn in percent.
@@ -471,7 +478,7 @@ def confusion(
 @themed
 def templates_band(
     by_count: Mapping[str, Sequence[float]], figure: FigureBase | None = None
-) -> FigureBase:
+) -> Figure:
     """Draw accuracy by how many templates are averaged: the mean, and from worst to best.
 
     ``by_count`` has for each number of templates the mean, the lowest and the highest accuracy in
@@ -505,7 +512,7 @@ def heatmap(
 @themed
 def before_and_after(
     cosines: Mapping[str, ArrayLike], figure: FigureBase | None = None
-) -> FigureBase:
+) -> Figure:
     """Draw the cosines (images, captions) of some pairs, before training and after."""
     fig = _figure(figure, 8, 3.4)
     axes = fig.subplots(1, len(cosines), squeeze=False)
@@ -519,7 +526,7 @@ def before_and_after(
 @themed
 def map_of_space(
     maps: Mapping[str, Mapping[str, Any]], figure: FigureBase | None = None
-) -> FigureBase:
+) -> Figure:
     """Draw maps of images and captions, coloured by what their captions speak of.
 
     Args:
@@ -551,7 +558,7 @@ def map_of_space(
 @themed
 def geometry(
     histories: Mapping[str, Mapping[str, Sequence[float]]], figure: FigureBase | None = None
-) -> FigureBase:
+) -> Figure:
     """Draw recall, modality gap, alignment and uniformity over the epochs of several runs."""
     fig = _figure(figure, 11, 2.7)
     titles = {
@@ -574,7 +581,7 @@ def geometry(
 
 
 @themed
-def reading(twins: Mapping[str, Mapping[str, Any]], figure: FigureBase | None = None) -> FigureBase:
+def reading(twins: Mapping[str, Mapping[str, Any]], figure: FigureBase | None = None) -> Figure:
     """Draw how often a caption beats its false twin, with the image (bar) and without it (dot).
 
     ``twins`` has for each kind of change the share of ``true_wins``, its ``interval``, and the
@@ -598,7 +605,7 @@ def reading(twins: Mapping[str, Mapping[str, Any]], figure: FigureBase | None = 
 
 
 @themed
-def power_law(law: Mapping[str, Any], figure: FigureBase | None = None) -> FigureBase:
+def power_law(law: Mapping[str, Any], figure: FigureBase | None = None) -> Figure:
     """Draw the share of misses against the number of training images, and the line through it.
 
     ``law`` has lists of the same length, ``images`` and ``misses``; the ``factor`` and ``exponent``
@@ -636,7 +643,7 @@ def power_law(law: Mapping[str, Any], figure: FigureBase | None = None) -> Figur
 @themed
 def study(
     result: Mapping[str, Any], figure: FigureBase | None = None, leads: bool = True
-) -> FigureBase:
+) -> Figure:
     """Draw one study as ``seed_dots`` does, in a figure of its own.
 
     To its right stand the leads over one row, in points, with their intervals: rows may have a

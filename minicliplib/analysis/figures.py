@@ -1,4 +1,6 @@
-"""Figures: every function takes plain data and returns a matplotlib ``Figure``; ``save`` writes it.
+"""Figures that show images, and what all figures share: theme, palette, and ``save``.
+
+Every function takes plain data and returns a matplotlib ``Figure``. Charts are in ``charts``.
 
 All figures share one theme, and a palette that colour-blind readers can tell apart (Okabe & Ito
 2008, as seaborn has it). Importing this module changes no setting of matplotlib: each function
@@ -10,13 +12,13 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from textwrap import fill
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, FigureBase
+from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from numpy.typing import ArrayLike
 from PIL import Image
@@ -52,13 +54,12 @@ THEME: dict[Any, Any] = {
 }
 
 FREE_TO_SHOW = ("sample", "photos")  # datasets whose images may be published
-SHOWN_COLOURS = 160  # of a figure with photos
+JPEG_QUALITY = 90  # of a figure with images
 
 # An item with its score: a caption's word and its share, or a label and its probability.
 Scored = tuple[str, float]
 
 Arguments = ParamSpec("Arguments")
-Drawn = TypeVar("Drawn", bound=FigureBase)
 
 
 def set_theme() -> None:
@@ -70,11 +71,11 @@ def set_theme() -> None:
     sns.set_color_codes("colorblind")  # what "b" or "k" stand for
 
 
-def themed(draw: Callable[Arguments, Drawn]) -> Callable[Arguments, Drawn]:
+def themed(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
     """Let a function draw under the theme, whatever the caller's settings are."""
 
     @wraps(draw)
-    def draw_under_theme(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Drawn:
+    def draw_under_theme(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
         with plt.rc_context(THEME):
             fig = draw(*args, **kwargs)
             # Matplotlib makes ticks when it needs the first one, with the settings of that moment.
@@ -88,23 +89,21 @@ def themed(draw: Callable[Arguments, Drawn]) -> Callable[Arguments, Drawn]:
 
 
 def save(fig: Figure, name: str, dataset: str, photos: bool = False) -> Path:
-    """Write a figure to ``figures/<dataset>/<name>.png`` and return the path.
+    """Write a figure to ``figures/<dataset>/<name>`` and return the path.
 
-    With ``photos`` the figure shows images of the dataset. Where these may not be redistributed, it
-    goes to ``data_root()`` instead, which git ignores: no committed file shows one. A figure with
-    images keeps 160 colours, which halves its file.
+    A chart is written as PNG. With ``photos`` the figure shows images of the dataset, and is
+    written as JPEG. Where these images may not be redistributed, it goes to ``data_root()``
+    instead, which git ignores: no committed file shows one.
     """
     private = photos and dataset not in FREE_TO_SHOW
     root = data_root() if private else output_root()
-    path = root / "figures" / dataset / f"{name}.png"
+    path = root / "figures" / dataset / f"{name}{'.jpg' if photos else '.png'}"
     path.parent.mkdir(parents=True, exist_ok=True)
-
-    with plt.rc_context(THEME):
-        fig.savefig(path, dpi=100 if photos else 150)
+    options: dict[str, Any] = {"dpi": 150}
     if photos:
-        with Image.open(path) as drawn:
-            few_colours = drawn.convert("RGB").quantize(SHOWN_COLOURS)
-        few_colours.save(path, optimize=True)
+        options = {"dpi": 110, "pil_kwargs": {"quality": JPEG_QUALITY, "subsampling": 0}}
+    with plt.rc_context(THEME):
+        fig.savefig(path, **options)
     return path
 
 
@@ -207,7 +206,9 @@ def thumbnails(places: ArrayLike, images: Sequence[ImageLike]) -> Figure:
     ax.scatter(x, y, s=0)
     for place, image in zip(zip(x, y, strict=True), images, strict=True):
         small = load_image(image, hint=64).resize((56, 56), Image.Resampling.LANCZOS)
-        ax.add_artist(AnnotationBbox(OffsetImage(small, zoom=0.45), place, pad=0.1))
+        frame = {"edgecolor": "0.6", "facecolor": "white"}
+        box = AnnotationBbox(OffsetImage(small, zoom=0.45), place, pad=0.1, bboxprops=frame)
+        ax.add_artist(box)
     ax.set(xticks=[], yticks=[])
     return fig
 

@@ -38,7 +38,7 @@ REASONS = {
     "train.chunk_size": "None: the batch fits in memory (else GradCache)",
     "train.lr_heads": "the heads start from nothing and can take large steps",
     "train.lr_image": "a pretrained tower needs small steps, or it forgets",
-    "train.lr_text": "likewise",
+    "train.lr_text": "the same for the text tower",
     "train.weight_decay": "draws matrices toward 0, against learning by heart",
     "train.mixed_precision": "`auto` trains in bf16 where the processor computes in it",
     "train.warmup": "Adam's averages know nothing in the first steps",

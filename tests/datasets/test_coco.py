@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from minicliplib.datasets.coco import count_licences
 from minicliplib.datasets.images import DataError
 from minicliplib.datasets.load import load_dataset
 
@@ -143,3 +144,16 @@ def test_damaged_and_missing_annotations_are_named(tmp_path):
     file.unlink()
     with pytest.raises(DataError, match=r"captions_val2017\.json.*miniclip download coco"):
         load_dataset("coco", "train", tmp_path)
+
+
+def test_licences_are_counted_photo_by_photo(tmp_path):
+    write_part(tmp_path, "val2017", range(520))
+    file = tmp_path / "annotations" / "captions_val2017.json"
+    record = json.loads(file.read_text())
+    record["licenses"] = [{"id": 1, "name": "Attribution"}, {"id": 2, "name": "NonCommercial"}]
+    for image in record["images"]:
+        image["license"] = 2 if image["id"] < 100 else 1
+    file.write_text(json.dumps(record))
+
+    images = [path for data in load_splits(tmp_path).values() for path in data.images]
+    assert count_licences(images) == {"Attribution": 420, "NonCommercial": 100}

@@ -59,3 +59,13 @@ def test_torchvisions_cifar10_is_read(tmp_path, monkeypatch):
     assert data.name == "cifar10"
     assert data.labels.tolist() == [1, 0]
     assert data.images[0].size == (32, 32)
+
+
+def test_the_first_of_each_class_are_a_part_of_their_own():
+    data = load_labelled("sample")
+    mask = data.first_of_each_class(2)
+    assert mask.shape == (len(data),)
+    assert np.bincount(data.labels[mask]).tolist() == [2] * len(data.classes)
+    for label in range(len(data.classes)):
+        own = np.flatnonzero(data.labels == label)
+        assert mask[own].tolist() == [True, True] + [False] * (len(own) - 2)
