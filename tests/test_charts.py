@@ -75,7 +75,7 @@ RANKS = {
 # One example of every public function that returns a figure.
 EXAMPLES: dict[str, Callable[..., Figure]] = {
     "bars": lambda **k: charts.bars({"dog": 1200, "owl": 3}, "times", "Words", **k),
-    "curves": lambda **k: charts.curves([1, 10, 100], {"loss": [3, 2, 1]}, "scale", **k),
+    "curves": lambda **k: charts.curves([1, 9], {"loss": {"good": [3, 2]}}, "scale", **k),
     "training_curves": lambda **k: charts.training_curves({"one": HISTORY}, **k),
     "overlap": lambda **k: charts.overlap({"one image": OVERLAP, "two images": OVERLAP}, **k),
     "lengths": lambda **k: charts.lengths({"words": {"5": 9}, "tokens": {"7": 9}}, 40, **k),

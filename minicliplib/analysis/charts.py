@@ -97,17 +97,19 @@ def bars(
 @themed
 def curves(
     x: Sequence[float],
-    series: Mapping[str, Sequence[float]],
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
     xlabel: str,
     log: bool = True,
     figure: FigureBase | None = None,
 ) -> Figure:
-    """Draw several quantities against one, each in its own panel."""
-    fig = _figure(figure, 3.3 * len(series), 2.7)
-    axes = fig.subplots(1, len(series), squeeze=False)
-    for ax, (name, values) in zip(axes.flat, series.items(), strict=True):
-        ax.plot(x, values, color=BLUE)
-        ax.set(xlabel=xlabel, title=name, ylim=(0, None), xscale="log" if log else "linear")
+    """Draw several quantities against one, each in its own panel: for each, lines by name."""
+    fig = _figure(figure, 3.3 * len(panels), 2.7)
+    axes = fig.subplots(1, len(panels), squeeze=False)
+    for ax, (title, lines) in zip(axes.flat, panels.items(), strict=True):
+        for name, values in lines.items():
+            ax.plot(x, values, label=name)
+        ax.set(xlabel=xlabel, title=title, ylim=(0, None), xscale="log" if log else "linear")
+    axes[0, 0].legend(fontsize=8)
     return fig
 
 
@@ -510,9 +512,7 @@ def heatmap(
 
 
 @themed
-def before_and_after(
-    cosines: Mapping[str, ArrayLike], figure: FigureBase | None = None
-) -> Figure:
+def before_and_after(cosines: Mapping[str, ArrayLike], figure: FigureBase | None = None) -> Figure:
     """Draw the cosines (images, captions) of some pairs, before training and after."""
     fig = _figure(figure, 8, 3.4)
     axes = fig.subplots(1, len(cosines), squeeze=False)
@@ -524,9 +524,7 @@ def before_and_after(
 
 
 @themed
-def map_of_space(
-    maps: Mapping[str, Mapping[str, Any]], figure: FigureBase | None = None
-) -> Figure:
+def map_of_space(maps: Mapping[str, Mapping[str, Any]], figure: FigureBase | None = None) -> Figure:
     """Draw maps of images and captions, coloured by what their captions speak of.
 
     Args:
