@@ -142,13 +142,8 @@ def training_curves(
         loss.axhline(level, color=GREY, linestyle=":", label="ln(batch): no learning")
 
     loss.set(xlabel="epoch", ylabel="loss (nats)", title="Loss", ylim=(0, None))
-    recall.set(
-        xlabel="epoch",
-        ylabel="mean Recall@1/5/10 (%)",
-        title="Dev recall, both ways",
-        ylim=(0, None),
-    )
-    scale.set(xlabel="epoch", ylabel="logit scale (1 / temperature)", title="Logit scale")
+    recall.set(xlabel="epoch", ylabel="mean recall (%)", title="Dev recall", ylim=(0, None))
+    scale.set(xlabel="epoch", ylabel="1 / temperature", title="Logit scale")
     for ax in (loss, recall, scale):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if histories:
@@ -198,6 +193,7 @@ def lengths(
         ax.bar(values, 100 * number / number.sum(), width=0.9, color=BLUE)
         ax.axvline(middle, color=ORANGE, ls="--", label=f"median {middle}")
         ax.set(xlabel=f"{unit} in a caption", xlim=(0, None))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1].axvline(cut, color=RED, label=f"cut at {cut}")
     axes[0].set_ylabel("captions (%)")
     for ax in axes:
@@ -219,7 +215,7 @@ def zipf(words: Mapping[str, Any], figure: FigureBase | None = None) -> Figure:
     left.set(xlabel="rank of the word", ylabel="times seen", ylim=(0.7, None))
     left.legend(fontsize=8)
     right.semilogx(rank, words["covered"], color=BLUE)
-    right.set(xlabel="the so many most frequent words", ylabel="cover of the text (%)")
+    right.set(xlabel="number of most frequent words", ylabel="share of the text (%)")
     right.set_ylim(0, 102)
     return fig
 
@@ -311,7 +307,7 @@ def speeds(
     """Draw items a second for each tower, with a bar for each setting that was measured."""
     fig = _figure(figure, 4.8, 3)
     ax = fig.subplots()
-    table = pd.DataFrame(by_setting).T
+    table = pd.DataFrame(by_setting).T.astype(float)
     table.plot.barh(ax=ax, width=0.8, color=[BLUE, ORANGE, GREY, RED][: table.shape[1]])
     for drawn in ax.containers:
         values = [f"{value:,.0f}" if value > 0 else "" for value in drawn.datavalues]
