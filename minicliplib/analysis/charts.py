@@ -348,7 +348,7 @@ def recall_bars(
         ax.set_title(f"{label} ({pool})", fontsize=9)
 
     axes[0].set_ylabel("Recall (%)")
-    axes[1].legend(loc="upper left", fontsize=8)
+    axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     return fig
 
 
