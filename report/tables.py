@@ -63,6 +63,8 @@ CONTENDERS = {
     "open_clip": "open_clip: its towers and `ClipLoss`",
 }
 
+PEERS = ("hugging_face", "open_clip")  # the libraries among them, and in the race
+
 # The mean recalls that benchmarks/speedrun.py is a race to, and who runs there.
 RACE_TARGETS = (0.50, 0.55, 0.58, 0.60)
 SPEED_RUNNERS = {
@@ -534,7 +536,7 @@ def cheaper() -> list[str]:
     """Return a sentence per peer: when ours reached what the peer reached at its best."""
     contenders = measured("benchmarks", "peers")["metrics"]["contenders"]
     sentences = []
-    for peer in ("hugging_face", "open_clip"):
+    for peer in PEERS:
         best = best_of(contenders[peer]["curve"])
         parts = []
         for ours in ("mini_clip", "locked"):
@@ -582,14 +584,14 @@ def speedrun() -> str:
 def sooner() -> list[str]:
     """Return a sentence per peer: how much sooner our quickest recipe has its best recall."""
     curves = measured("benchmarks", "speedrun")["metrics"]["curves"]
+    recipes = [runner for runner in SPEED_RUNNERS if runner not in PEERS]
     sentences = []
-    for peer in ("hugging_face", "open_clip"):
+    for peer in PEERS:
         best = best_of(curves[peer])
         name = CONTENDERS[peer].split(":")[0]
         reached = f"{percent(best['mean_recall'])}%, after {best['minutes']:.1f} minutes"
 
         # Our quickest recipe is the first that has as much.
-        recipes = [runner for runner in SPEED_RUNNERS if runner not in CONTENDERS]
         times = [minutes_to(curves[recipe], best["mean_recall"]) for recipe in recipes]
         quickest = min((minutes for minutes in times if minutes is not None), default=None)
         if quickest is None:

@@ -230,6 +230,6 @@ def test_the_verdict_on_coco_follows_the_interval(change, interval, verdict):
     assert f"help on Flickr8k? {verdict}" in tables.cross_note()
 
 
-def test_a_dev_score_is_found_by_label_and_by_place():
+def test_a_score_of_a_study_is_found_by_label_and_by_place():
     label = tables.study("head")[-1]["label"]
-    assert tables.dev("head", label) == tables.dev("head", -1)
+    assert tables.studied("head", label) == tables.studied("head", -1)
