@@ -7,7 +7,7 @@ COVERAGE ?=
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 
 .PHONY: run test test-quick typecheck report demo refresh screenshots constraints data clean
-.PHONY: bench bench-towers bench-scale bench-cross bench-peers bench-embedding bench-speedrun bench-ideas
+.PHONY: bench bench-towers bench-scale bench-cross bench-peers bench-embedding bench-speedrun bench-ideas bench-gpu
 
 run: $(VENV)/.installed        ## run notebooks 01-08 on the sample into out/, and print the result
 	$(BIN)/python notebooks/run.py --dataset $(DATASET)
@@ -63,6 +63,9 @@ bench-speedrun: $(VENV)/.installed ## minutes from raw photos to a recall, besid
 
 bench-ideas: $(VENV)/.installed ## learned pooling, and distillation beside a soup (half an hour)
 	$(BIN)/python benchmarks/ideas.py
+
+bench-gpu: $(VENV)/.installed ## the towers, the recipe and a full fine-tuning on a GPU (ten minutes; Flickr8k must be in data/)
+	$(BIN)/python benchmarks/gpu.py
 
 constraints: $(VENV)/.installed ## write the versions of this environment into constraints.txt
 	grep '^#' constraints.txt > constraints.new

@@ -2,8 +2,8 @@
 
     python benchmarks/towers.py        writes report/results/benchmarks/towers.json
 
-(``make bench-towers`` runs it.) Each tower runs in a process of its own, in its true architecture.
-Its weights are random where we do not have them, which changes neither its size nor its speed.
+(``make bench-towers`` runs it, and ``gpu.py`` measures their speed on a GPU.) Each tower runs in a
+process of its own, in its true architecture. Its weights are random where we do not have them, which changes neither its size nor its speed.
 Images are prepared squares of the tower's own size, and captions have 14 tokens, Flickr8k's median.
 
 Where we have the weights of an image tower, we also ask its own ImageNet classifier what it sees in
@@ -79,8 +79,7 @@ def main() -> None:
         result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         towers[name] = json.loads(result.stdout.splitlines()[-1])
         print(name, json.dumps(towers[name]), flush=True)
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    metrics = {"towers": towers, "gpu": gpu}
+    metrics = {"towers": towers}
     images = images_with_imagenet_classes()
     if images is not None:
         metrics["imagenet"] = {
@@ -169,7 +168,7 @@ def inputs_for(tower: Encoder) -> list[Tensor]:
 
 
 def speeds_by_setting(name: str, tower: Encoder, inputs: list[Tensor]) -> dict[str, float]:
-    """Return a tower's speed in half precision, in another memory layout, compiled, on a GPU."""
+    """Return a tower's speed in half precision, in another memory layout, and compiled."""
     speeds = {}
     with torch.autocast("cpu", torch.bfloat16):
         speeds["bfloat16"] = speed(tower, inputs)
@@ -181,13 +180,6 @@ def speeds_by_setting(name: str, tower: Encoder, inputs: list[Tensor]) -> dict[s
 
     if name in COMPILED:
         speeds["compiled"] = speed(torch.compile(tower), inputs)
-
-    if torch.cuda.is_available():
-        tower.cuda()
-        on_gpu = [tensor.cuda() for tensor in inputs]
-        speeds["gpu"] = speed(tower, on_gpu)
-        with torch.autocast("cuda", torch.bfloat16):
-            speeds["gpu_bfloat16"] = speed(tower, on_gpu)
     return speeds
 
 

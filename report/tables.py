@@ -62,7 +62,6 @@ CONTENDERS = {
     "hugging_face": "transformers: `VisionTextDualEncoderModel`, its example",
     "open_clip": "open_clip: its towers and `ClipLoss`",
 }
-
 PEERS = ("hugging_face", "open_clip")  # the libraries among them, and in the race
 
 # The mean recalls that benchmarks/speedrun.py is a race to, and who runs there.
@@ -74,6 +73,15 @@ SPEED_RUNNERS = {
     "tuned": "the recipe of `flickr8k`, shorter, one run",
     "hugging_face": CONTENDERS["hugging_face"],
     "open_clip": CONTENDERS["open_clip"],
+}
+
+# The runs of benchmarks/gpu.py.
+GPU_TRAININGS = {
+    "recipe, run 1": "the recipe of `flickr8k`, run 1",
+    "recipe, run 2": "run 2",
+    "recipe, run 3": "run 3",
+    "all trained, 5e-5": "all stages of both towers, batches of 512, their learning rate 5e-5",
+    "all trained, 2e-4": "the same, 2e-4",
 }
 
 
@@ -347,11 +355,11 @@ def human() -> str:
 def towers() -> str:
     """Return what each tower weighs and costs, its speed, and whether its weights are right."""
     metrics = measured("benchmarks", "towers")["metrics"]
+    gpu_speeds = measured("benchmarks", "gpu")["metrics"]["towers"]
     speeds = {"float32": "items per second", "bfloat16": "in bfloat16"}
-    if metrics["gpu"]:
-        speeds |= {"gpu": "on the GPU", "gpu_bfloat16": "on the GPU in bfloat16"}
     heads = [
         *("tower", "parameters (million)", "GFLOPs per item", *speeds.values()),
+        *(f"GPU, {title}" for title in speeds.values()),
         *("memory (MiB)", "ImageNet's classes on Caltech-101, top-1 / top-5"),
         *("weights", "licence"),
     ]
@@ -363,6 +371,8 @@ def towers() -> str:
         row = [title, f"{tower['parameters'] / 1e6:.1f}", f"{tower['gflops']:.2f}"]
         for kind in speeds:
             row.append(f"{tower['items_per_second'][kind]:,.0f}")
+        for kind in speeds:
+            row.append(f"{gpu_speeds[name][kind]:,.0f}")
         row += [f"{tower['peak_mib']:,.0f}", imagenet_cell(tower)]
         rows.append([*row, tower["weights"], tower["licence"]])
     return markdown_table(heads, rows)
@@ -378,12 +388,13 @@ def imagenet_cell(tower: dict[str, Any]) -> str:
 def towers_note() -> str:
     """Return how the towers were measured."""
     record = measured("benchmarks", "towers")
-    gpu = record["metrics"]["gpu"]
+    gpu = measured("benchmarks", "gpu")["metrics"]
     sentences = [
         f"Each tower ran alone ({machine(record)}), without the projection head and without "
         "ImageNet's classifier, in batches of 32 images or of 128 captions of 14 tokens.",
         "Memory is what the process needs in addition at its peak.",
-        f"The GPU was {gpu}." if gpu else "We had no GPU, so there are no GPU numbers.",
+        f"The GPU, one {gpu['gpu']}, took {gpu['batches']['images']} images or "
+        f"{gpu['batches']['captions']:,} captions at a time.",
     ]
     if "imagenet" in record["metrics"]:
         check = record["metrics"]["imagenet"]
@@ -693,6 +704,35 @@ def open_clip_note() -> str:
     return f"The shipped checkpoint behind `mc.as_open_clip`, on {photos} and on {labelled}."
 
 
+def on_gpu() -> str:
+    """Return what a GPU makes of our recipe, and what training all stages gives there."""
+    trainings = measured("benchmarks", "gpu")["metrics"]["trainings"]
+    rows = []
+    for name, run in trainings.items():
+        recall = percent(run["dev_mean_recall"])
+        speed = f"{run['images_per_second']:,.0f}"
+        gib = f"{run['peak_gpu_gib']:.0f}"
+        rows.append([GPU_TRAININGS[name], recall, f"{run['minutes']:.1f}", speed, gib])
+    heads = ["mean recall on dev, one view (%)", "minutes, cache included", "images a second"]
+    return markdown_table(["training", *heads, "memory of the GPU (GiB)"], rows)
+
+
+def on_gpu_note() -> str:
+    """Return how the GPU's runs were made, and what the same recipe gave on a CPU."""
+    record = measured("benchmarks", "gpu")
+    metrics = record["metrics"]
+    final = measured("flickr8k", "08_ablations")["metrics"]["final"]
+    recalls = final["dev_mean_recall_one_look"]
+    on_cpu = ", ".join(percent(recalls[name]) for name in recalls if name.startswith("run "))
+    minutes = mean(final["minutes"])
+    return (
+        f"One {metrics['gpu']}, torch {record['versions']['torch']}, {metrics['precision']}. "
+        f"{metrics['note'] or ''} "
+        f"On two cores of a CPU, three runs of the recipe gave {on_cpu}, in {minutes:.0f} minutes "
+        "each, with the photos as they are."
+    )
+
+
 # ---- tables that only the report and the slides show -----------------------------------------
 
 
@@ -893,6 +933,7 @@ def results_page() -> str:
         "Measured by other code": [open_clip(), open_clip_note(), links("benchmarks/open_clip")],
         "Speed of embedding": [embedding(), embedding_note(), links("benchmarks/embedding")],
         "The towers": [towers(), towers_note(), links("benchmarks/towers")],
+        "On a GPU": [on_gpu(), on_gpu_note(), links("benchmarks/gpu")],
         "Search among a million": [search(), links("benchmarks/scale")],
         "Memory of training": [step_memory(), step_memory_note(), links("benchmarks/scale")],
         "Notes": [RESULTS_NOTES.format(earlier=earlier()).strip()],
