@@ -3,8 +3,9 @@
     python benchmarks/towers.py        writes report/results/benchmarks/towers.json
 
 (``make bench-towers`` runs it, and ``gpu.py`` measures their speed on a GPU.) Each tower runs in a
-process of its own, in its true architecture. Its weights are random where we do not have them, which changes neither its size nor its speed.
-Images are prepared squares of the tower's own size, and captions have 14 tokens, Flickr8k's median.
+process of its own, in its true architecture. Its weights are random where we do not have them,
+which changes neither its size nor its speed. Images are prepared squares of the tower's own size,
+and captions have 14 tokens, Flickr8k's median.
 
 Where we have the weights of an image tower, we also ask its own ImageNet classifier what it sees in
 images of Caltech-101, if those are in the data folder. Wrong pixels would cost it several points,
