@@ -329,9 +329,13 @@ def _is_higher(ours: float, percentage: float) -> bool:
 
 
 def best_temperature(runs: dict[str, Any]) -> float:
-    """Return by how much the best fixed temperature beats the learned one."""
-    fixed_recalls = [row["dev_mean_recall"] for name, row in runs.items() if name != "learned"]
-    return max(fixed_recalls) - runs["learned"]["dev_mean_recall"]
+    """Return by how much the best fixed temperature beats the learned one, at the last epoch."""
+    fixed_recalls = []
+    learned_recalls = []
+    for name, history in runs.items():
+        recalls = learned_recalls if name.startswith("learned") else fixed_recalls
+        recalls.append(history["dev_mean_recall"][-1])
+    return max(fixed_recalls) - max(learned_recalls)
 
 
 # ---- Markdown ------------------------------------------------------------------------------------

@@ -182,7 +182,8 @@ def published_cell(value: float | None) -> str:
 def machine(record: dict[str, Any]) -> str:
     """Return on what a benchmark ran."""
     threads = record["machine"]["threads"]
-    return f"{threads} threads of a CPU, torch {record['versions']['torch']}"
+    unit = "thread" if threads == 1 else "threads"
+    return f"{threads} {unit} of a CPU, torch {record['versions']['torch']}"
 
 
 # ---- retrieval -------------------------------------------------------------------------------
@@ -721,15 +722,16 @@ def on_gpu_note() -> str:
     """Return how the GPU's runs were made, and what the same recipe gave on a CPU."""
     record = measured("benchmarks", "gpu")
     metrics = record["metrics"]
-    final = measured("flickr8k", "08_ablations")["metrics"]["final"]
+    ablations = measured("flickr8k", "08_ablations")
+    final = ablations["metrics"]["final"]
     recalls = final["dev_mean_recall_one_look"]
     on_cpu = ", ".join(percent(recalls[name]) for name in recalls if name.startswith("run "))
     minutes = mean(final["minutes"])
     return (
         f"One {metrics['gpu']}, torch {record['versions']['torch']}, {metrics['precision']}. "
         f"{metrics['note'] or ''} "
-        f"On two cores of a CPU, three runs of the recipe gave {on_cpu}, in {minutes:.0f} minutes "
-        "each, with the photos as they are."
+        f"On a CPU ({machine(ablations)}), three runs of the recipe gave {on_cpu}, in "
+        f"{minutes:.0f} minutes each, with the photos as they are."
     )
 
 
@@ -805,11 +807,13 @@ def recipe(config: Config) -> str:
 
 
 def temperatures(runs: dict[str, Any]) -> str:
-    """Return what each temperature does to recall and to the space."""
+    """Return what each temperature does to recall and to the space by the last epoch."""
     rows = []
-    for name, run in runs.items():
-        recall = percent(run["dev_mean_recall"])
-        rows.append([name, recall, f"{run['alignment']:.2f}", f"{run['modality_gap']:.2f}"])
+    for name, history in runs.items():
+        recall = percent(history["dev_mean_recall"][-1])
+        alignment = history["alignment"][-1]
+        gap = history["modality_gap"][-1]
+        rows.append([name, recall, f"{alignment:.2f}", f"{gap:.2f}"])
     return markdown_table(["temperature", "mean recall on dev (%)", "alignment", "gap"], rows)
 
 
