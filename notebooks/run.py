@@ -10,7 +10,6 @@ import io
 import json
 import os
 import time
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
 from pathlib import Path
@@ -40,7 +39,7 @@ def main() -> None:
     os.environ["TQDM_DISABLE"] = "1"
 
     # A notebook uses one thread of torch, so two of them run side by side.
-    notebooks = chosen_notebooks(options.only)
+    notebooks = chosen_notebooks(options)
     with ProcessPoolExecutor(WORKERS) as pool:
         runs = pool.map(run, notebooks, repeat(options.dataset))
         for notebook, (executed, seconds) in zip(notebooks, runs, strict=True):
@@ -48,7 +47,8 @@ def main() -> None:
                 renew(notebook, executed)
             print(f"{notebook.name}: {seconds:.0f} s", flush=True)
 
-    print_recalls(root, options.dataset)
+    if any(path.name.startswith("04") for path in notebooks):
+        print_recalls(root, options.dataset)
     print(f"\nfigures: {root / 'figures' / options.dataset}")
     print(f"results: {root / 'report' / 'results' / options.dataset}")
     print(f"executed notebooks: {OUT / 'notebooks' / options.dataset}")
@@ -61,16 +61,25 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--dataset", default="sample", help="parameter `dataset` of the notebooks")
     parser.add_argument(
-        "--only", nargs="*", default=[""], metavar="NN", help="only notebooks that start so"
+        "--only", nargs="*", metavar="NN", help="only notebooks that start so, or solutions"
     )
     parser.add_argument("--refresh", action="store_true", help="renew what is committed")
     return parser.parse_args()
 
 
-def chosen_notebooks(beginnings: Sequence[str]) -> list[Path]:
-    """Return the notebooks whose names begin in one of these ways, in order."""
-    notebooks = sorted(HERE.glob("[0-9]*.ipynb"))
-    return [path for path in notebooks if path.name.startswith(tuple(beginnings))]
+def chosen_notebooks(options: argparse.Namespace) -> list[Path]:
+    """Return the notebooks that were asked for, in order.
+
+    By default these are the numbered ones, and the solutions too where they are to be renewed.
+    """
+    beginnings = options.only or ["0"]
+    if options.refresh and options.dataset == "sample" and not options.only:
+        beginnings.append("solutions")
+    notebooks = sorted(HERE.glob("*.ipynb"))
+    chosen = [path for path in notebooks if path.name.startswith(tuple(beginnings))]
+    if not chosen:
+        raise SystemExit(f"No notebook's name begins with {' or '.join(beginnings)}.")
+    return chosen
 
 
 def run(notebook: Path, dataset: str) -> tuple[Path, float]:

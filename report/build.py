@@ -100,9 +100,18 @@ class Text:
         )
         environment.filters |= {"pct": percent, "n": whole, "x": fixed, "word": in_letters}
         environment.globals["tables"] = tables
-        functions = (measured, tables.studied, higher, against, date, best_temperature, raw, small)
+        functions = (
+            measured,
+            tables.studied,
+            higher,
+            against,
+            date,
+            lead_of_best_fixed,
+            raw,
+            small,
+        )
         methods = (self.picture, self.figure, self.columns, self.formula, self.table, self.see)
-        for function in (*functions, *methods):
+        for function in (*functions, raw, small, *methods):
             environment.globals[function.__name__] = function
         return environment
 
@@ -328,7 +337,7 @@ def _is_higher(ours: float, percentage: float) -> bool:
     return round(100 * ours, 1) > percentage
 
 
-def best_temperature(runs: dict[str, Any]) -> float:
+def lead_of_best_fixed(runs: dict[str, Any]) -> float:
     """Return by how much the best fixed temperature beats the learned one, at the last epoch."""
     fixed_recalls = []
     learned_recalls = []

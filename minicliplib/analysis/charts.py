@@ -119,12 +119,13 @@ def training_curves(
 ) -> Figure:
     """Draw loss, dev recall and logit scale over the epochs, for one run or several.
 
-    ``histories`` are what ``fit`` gives, by the name of the run. A dashed line shows the loss of a
+    ``histories`` are what ``fit`` gives, by the name of the run. A dotted line shows the loss of a
     model that tells nothing apart, the logarithm of the batch; a circle marks the epoch kept. Where
-    a history has a ``dev_loss``, it is drawn as a thin line beside the training loss.
+    a history has a ``dev_loss``, it is drawn as a dashed line beside the training loss.
     """
     fig = _figure(figure, 10, 3)
     loss, recall, scale = fig.subplots(1, 3)
+    kept = "kept"  # one entry of the legend is enough
     for colour, (name, history) in zip(PALETTE, histories.items(), strict=False):
         style = {"ms": 3, "color": colour, "label": name}
         loss.plot(history["epoch"], history["loss"], "o-", **style)
@@ -135,8 +136,9 @@ def training_curves(
             loss.plot(history["epoch"], history["dev_loss"], "--", **thin)
 
         best = history.loc[history["dev_mean_recall"].idxmax()]
-        ring = {"ms": 9, "mfc": "none", "color": colour, "label": "kept"}
+        ring = {"ms": 9, "mfc": "none", "color": colour, "label": kept}
         recall.plot(best["epoch"], 100 * best["dev_mean_recall"], "o", **ring)
+        kept = "_nolegend_"
 
     for level in {history["log_batch"].iloc[0] for history in histories.values()}:
         loss.axhline(level, color=GREY, linestyle=":", label="ln(batch): no learning")
@@ -180,15 +182,15 @@ def lengths(
 
     Args:
         counts: for "words" and for "tokens", the number of captions by length.
-        cut: the number of tokens from which on a caption is cut.
+        cut: the largest number of tokens that a caption keeps.
         figure: where to draw.
 
     """
     fig = _figure(figure, 8.5, 2.6)
     axes = fig.subplots(1, 2, sharey=True)
     for ax, (unit, by_length) in zip(axes, counts.items(), strict=True):
-        values = np.array([int(length) for length in by_length])
-        number = np.array(list(by_length.values()))
+        in_order = sorted((int(length), count) for length, count in by_length.items())
+        values, number = np.array(in_order).T
         middle = np.repeat(values, number)[number.sum() // 2]
         ax.bar(values, 100 * number / number.sum(), width=0.9, color=BLUE)
         ax.axvline(middle, color=ORANGE, ls="--", label=f"median {middle}")

@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..encoders import Encoder
 
-HALF = 2  # bytes of a number in half precision, in which features are cached
+BYTES_PER_NUMBER = 2  # half precision, in which features are cached
 
 
 @torch.no_grad()
@@ -19,11 +20,13 @@ def stage_costs(encoder: Encoder, x: Tensor, mask: Tensor | None = None) -> pd.D
 
     Columns: ``shape`` after the stage, ``parameters``, ``gflops`` forward for one input (a
     multiplication and an addition are two), and whether it is ``frozen``. Torch counts convolutions
-    and matrix products, and leaves out additions, activations and norms.
+    and matrix products, and leaves out additions, activations and norms. The class token and the
+    positions of a ViT belong to no stage, so they are not counted among the parameters.
     """
     rows = []
     for i, (name, _) in enumerate(encoder.stages):
-        with FlopCounterMode(display=False) as counter:
+        # The flop counter does not know the fused kernels of attention.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             x = encoder.run(x, mask, start=i, stop=i + 1)
         parameters = 0
         for module in encoder.modules_from(i):
@@ -37,7 +40,9 @@ def stage_costs(encoder: Encoder, x: Tensor, mask: Tensor | None = None) -> pd.D
     return table.set_index("stage")
 
 
-def freeze_dial(costs: pd.DataFrame, reads: list[int], tokens: int = 1) -> dict[str, list[Any]]:
+def freeze_dial(
+    costs: pd.DataFrame, reads: list[int], tokens: int | None = None
+) -> dict[str, list[Any]]:
     """Return what each number of trainable stages, 0, 1, ... from the top, trains and stores.
 
     A step of training costs three times the forward pass of what trains. Cached is the output of
@@ -47,19 +52,19 @@ def freeze_dial(costs: pd.DataFrame, reads: list[int], tokens: int = 1) -> dict[
     Args:
         costs: what :func:`stage_costs` gives.
         reads: the numbers of the stages that the head reads.
-        tokens: how many tokens a caption has; 1 for an image tower.
+        tokens: how many tokens a caption has; None for an image tower.
 
     """
     shapes = [shape[1:] for shape in costs["shape"]]
-    is_text = len(shapes[-1]) == 2  # (T, D) rather than (C, h, w)
-    widths = [shape[-1] if is_text else shape[0] for shape in shapes]
+    # A stage gives tokens (T, D) or a map (C, h, w).
+    widths = [shape[-1] if len(shape) == 2 else shape[0] for shape in shapes]
     kilobytes: list[float | None] = []
     for frozen in range(len(costs), -1, -1):
         numbers = sum(widths[i] for i in reads if i < frozen)
         if 0 < frozen < len(costs):
             last = frozen - 1
-            numbers += tokens * widths[last] if is_text else int(np.prod(shapes[last]))
-        kilobytes.append(HALF * numbers / 1e3 if frozen else None)
+            numbers += tokens * widths[last] if tokens else int(np.prod(shapes[last]))
+        kilobytes.append(BYTES_PER_NUMBER * numbers / 1e3 if frozen else None)
 
     from_top = costs.iloc[::-1]
     parameters = [0, *from_top["parameters"].cumsum()]

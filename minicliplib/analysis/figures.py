@@ -20,6 +20,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from PIL import Image
 
@@ -33,9 +34,6 @@ BLUE = PALETTE[0]
 ORANGE = PALETTE[1]
 GREEN = PALETTE[2]
 RED = PALETTE[3]
-PURPLE = PALETTE[4]
-BROWN = PALETTE[5]
-PINK = PALETTE[6]
 GREY = PALETTE[7]
 
 # Frames of retrieved items.
@@ -313,5 +311,6 @@ def words(rows: Sequence[tuple[str, Sequence[Scored], Sequence[Scored]]]) -> Fig
         ax.invert_yaxis()
         ax.axvline(0, color="black", linewidth=0.8)
         ax.set(title=fill(title, 34), xlabel="share in the cosine")
+        ax.xaxis.set_major_locator(MaxNLocator(4))
     axes[0, 0].legend(fontsize=8)
     return fig

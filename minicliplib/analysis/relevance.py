@@ -3,6 +3,7 @@
 A match is the cosine of an image and a caption. Its gradient flows back to a hidden state of the
 tower, not to weights, so frozen towers are explained like tuned ones, and the model is left as it
 was. An image is explained as it is, without the further views that ``encode_image`` may average.
+:func:`text_attention` shows what the text tower itself computes: which token looks at which.
 """
 
 import copy
