@@ -192,20 +192,8 @@ def by_mentions() -> Figure:
 def reading() -> Figure:
     """Draw how often a caption beats its false twin, with the image and without it."""
     twins = measured("flickr8k", "06_embedding")["metrics"]["reading"]
-    wins = {name: 100 * row["true_wins"] for name, row in twins.items()}
-    fig = charts.bars(wins, "the true caption wins (%)", form="")
-    ax = fig.axes[0]
-
-    # A line is the interval of the bar, a dot what the caption alone gives away.
-    for y, row in enumerate(twins.values()):
-        low, high = row["interval"]
-        ax.hlines(y, 100 * low, 100 * high, color="black")
-        label = "without the image" if y == 0 else None
-        ax.plot(100 * row["blind"], y, "o", color=viz.ORANGE, label=label)
-    ax.axvline(50, color="black", ls="--", label="a coin")
-    ax.set_xlim(0, 100)
-    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    _place_panels(fig, 6.52, 2.22, left=1.57, right=1.57, bottom=0.53, top=0.1)
+    fig = charts.reading(twins)
+    _place_panels(fig, 5.12, 2.62, left=1.57, right=0.15, bottom=0.93, top=0.1)
     return fig
 
 

@@ -620,12 +620,13 @@ def speedrun_note() -> str:
     record = measured("benchmarks", "speedrun")
     precision = record["metrics"]["our_precision"]
     return (
-        f"Mean recall is that on Flickr8k's test split, with one view of each image "
+        "Mean recall is that on Flickr8k's test split, with one view of each image "
         f"({machine(record)}, ours in {precision}). Our clock starts before the weights of the "
         "towers are loaded, and counts the cache of features, training, and dev after each epoch. "
-        f"The others trained for {record['metrics']['minutes']:g} minutes, with a smaller image tower and all weights; "
-        "their clock starts when the weights are loaded, and their learning rate is planned for "
-        "the whole time, so they are late by design. This compares recipes, not libraries."
+        f"The others trained for {record['metrics']['minutes']:g} minutes, with a smaller image "
+        "tower and all weights; their clock starts when the weights are loaded, and their learning "
+        "rate is planned for the whole time, so they are late by design. This compares recipes, "
+        "not libraries."
     )
 
 

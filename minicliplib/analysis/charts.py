@@ -637,9 +637,7 @@ def power_law(law: Mapping[str, Any], figure: FigureBase | None = None) -> Figur
 
 
 @themed
-def study(
-    result: Mapping[str, Any], figure: FigureBase | None = None, leads: bool = True
-) -> Figure:
+def study(result: Mapping[str, Any], figure: FigureBase | None = None) -> Figure:
     """Draw one study as ``seed_dots`` does, in a figure of its own.
 
     To its right stand the leads over one row, in points, with their intervals: rows may have a
@@ -650,7 +648,7 @@ def study(
     seed_dots(ax, result)
     ax.set_xlabel("mean recall on held-out images (%)")
     for y, row in enumerate(result["rows"]):
-        if leads and "lead" in row:
+        if "lead" in row:
             low, high = row["lead_interval"]
             text = f"{100 * row['lead']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
             ax.annotate(
