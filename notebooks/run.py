@@ -38,9 +38,9 @@ def main() -> None:
     os.environ["MINICLIP_OUT"] = str(root)
     os.environ["TQDM_DISABLE"] = "1"
 
-    # A notebook uses one thread of torch, so two of them run side by side. What is committed holds
-    # seconds, too, and these are measured alone.
-    notebooks = chosen_notebooks(options)
+    # A notebook uses one thread of torch, so two of them run side by side. The last ones take
+    # longest and start first. What is committed holds seconds, too, and these are measured alone.
+    notebooks = chosen_notebooks(options)[::-1]
     with ProcessPoolExecutor(1 if options.refresh else WORKERS) as pool:
         runs = pool.map(run, notebooks, repeat(options.dataset))
         for notebook, (executed, seconds) in zip(notebooks, runs, strict=True):

@@ -137,7 +137,7 @@ def recall() -> Figure:
     for ax in fig.axes:
         for text in ax.texts[3:]:
             text.remove()
-    _place_panels(fig, 9.52, 3.32, left=0.64, right=0.1, bottom=0.34, top=0.28, gap=0.1)
+    _place_panels(fig, 9.52, 3.32, left=0.64, right=1.75, bottom=0.34, top=0.28, gap=0.1)
     return fig
 
 
