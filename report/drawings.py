@@ -185,7 +185,7 @@ def by_mentions() -> Figure:
     groups = measured("flickr8k", "05_zero_shot")["metrics"]["top1_by_mentions"]
     values = {f"{label} ({classes} classes)": top1 for label, (classes, top1) in groups.items()}
     fig = charts.bars(values, "zero-shot top-1 (%)", form="{:.1f}")
-    _place_panels(fig, 5.12, 1.92, left=1.72, right=0.1, bottom=0.53, top=0.1)
+    _place_panels(fig, 5.12, 1.92, left=1.7, right=0.1, bottom=0.53, top=0.1)
     return fig
 
 

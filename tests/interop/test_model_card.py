@@ -136,7 +136,8 @@ def test_the_recipe_is_the_configs(card):
     assert ["images in a batch", str(config.train.batch_size)] in rows
     assert ["runs whose weights are averaged", str(config.train.soup)] in rows
     assert ["views averaged in use", str(config.inference.tta_views)] in rows
-    assert "EfficientNet-Lite1" in card.text and "EfficientNet-Lite2" in card.text
+    assert "EfficientNet-Lite1" in card.text
+    assert "EfficientNet-Lite2" in card.text
     assert "MiniLM" in card.text
 
 
