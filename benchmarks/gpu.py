@@ -27,12 +27,10 @@ import torch
 import towers
 
 import minicliplib as mc
-from minicliplib.encoders import ImageEncoder
 from minicliplib.scale.runs import training_precision
 
 IMAGES_AT_A_TIME = 256
 CAPTIONS_AT_A_TIME = 2048
-CAPTION_TOKENS = 14  # Flickr8k's median, as in towers.py
 
 ONE_RUN = mc.preset("flickr8k").updated(train={"soup": 1})
 ALL_TRAINED = ONE_RUN.updated(
@@ -102,12 +100,8 @@ def tower_speeds(name: str) -> dict[str, float]:
         if name in towers.CONFIGS:
             towers.write_random_model(name, folder)
         tower = towers.build(name, folder).cuda()
-    if isinstance(tower, ImageEncoder):
-        pixels = torch.randn(IMAGES_AT_A_TIME, 3, tower.size, tower.size)
-        inputs = [pixels.contiguous(memory_format=torch.channels_last).cuda()]
-    else:
-        ids = torch.randint(1000, 20000, (CAPTIONS_AT_A_TIME, CAPTION_TOKENS)).cuda()
-        inputs = [ids, torch.ones_like(ids)]
+    on_cpu = towers.inputs_for(tower, IMAGES_AT_A_TIME, CAPTIONS_AT_A_TIME)
+    inputs = [tensor.cuda() for tensor in on_cpu]
 
     speeds = {"float32": towers.speed(tower, inputs)}
     with torch.autocast("cuda", torch.bfloat16):

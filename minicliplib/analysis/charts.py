@@ -532,7 +532,7 @@ def map_of_space(maps: Mapping[str, Mapping[str, Any]], figure: FigureBase | Non
 
     """
     fig = _figure(figure, 5 * len(maps), 4.4)
-    axes = fig.subplots(1, len(maps), squeeze=False).flat
+    axes = fig.subplots(1, len(maps), squeeze=False)[0]
     concepts = list(dict.fromkeys(name for one in maps.values() for name in one["concept"]))
     concepts.sort(key=lambda name: (name == "other", name))
     colours = dict(zip(concepts, PALETTE, strict=False)) | {"other": "lightgrey"}
@@ -546,7 +546,7 @@ def map_of_space(maps: Mapping[str, Mapping[str, Any]], figure: FigureBase | Non
             ax.scatter(*images[own].T, s=13, color=colours[concept], label=concept)
             ax.scatter(*captions[own].T, s=13, color=colours[concept], marker="^")
         ax.set(title=title, xticks=[], yticks=[], xlabel="● images, ▲ captions")
-    handles, labels = ax.get_legend_handles_labels()
+    handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside right upper", fontsize=8)
     return fig
 

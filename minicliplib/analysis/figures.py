@@ -205,7 +205,8 @@ def thumbnails(places: ArrayLike, images: Sequence[ImageLike]) -> Figure:
     for place, image in zip(zip(x, y, strict=True), images, strict=True):
         small = load_image(image, hint=64).resize((56, 56), Image.Resampling.LANCZOS)
         frame = {"edgecolor": "0.6", "facecolor": "white"}
-        box = AnnotationBbox(OffsetImage(small, zoom=0.45), place, pad=0.1, bboxprops=frame)
+        picture = OffsetImage(np.asarray(small), zoom=0.45)
+        box = AnnotationBbox(picture, place, pad=0.1, bboxprops=frame)
         ax.add_artist(box)
     ax.set(xticks=[], yticks=[])
     return fig

@@ -19,8 +19,8 @@ def recorded(dataset: str, topic: str) -> dict[str, Any]:
     """
     path = CHECKOUT / "report" / "results" / dataset / f"{topic}.json"
     if not path.exists():
-        raise FileNotFoundError(
-            f"There is no record at {path}. Run the notebook on that dataset: "
-            f"python notebooks/run.py --dataset {dataset} --refresh --only {topic[:2]}"
-        )
+        command = f"python notebooks/run.py --dataset {dataset} --refresh --only {topic[:2]}"
+        if dataset == "benchmarks":
+            command = f"make bench-{topic}"
+        raise FileNotFoundError(f"There is no record at {path}. In a checkout, run: {command}")
     return json.loads(path.read_text(encoding="utf-8"))
