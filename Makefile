@@ -9,7 +9,7 @@ NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-w
 .PHONY: run test test-quick typecheck report demo refresh screenshots constraints data clean
 .PHONY: bench bench-towers bench-scale bench-cross bench-peers bench-embedding bench-speedrun bench-ideas bench-gpu
 
-run: $(VENV)/.installed        ## run notebooks 01-08 on the sample into out/, and print the result
+run: $(VENV)/.installed        ## run notebooks 00-08 on the sample into out/, and print the result
 	$(BIN)/python notebooks/run.py --dataset $(DATASET)
 
 # COVERAGE=1 also prints which lines no test runs; that takes a fifth more time.

@@ -115,8 +115,7 @@ def training(
     """Train a recipe; return its best dev recall, its minutes and its speed.
 
     The first run of a recipe fills the cache, and ``minutes`` counts that; the next ones find it.
-    ``images_per_second`` is
-    of the steps alone.
+    ``images_per_second`` is of the steps alone.
     """
     torch.cuda.reset_peak_memory_stats()
     if len(train) < config.train.batch_size:  # in a quick try

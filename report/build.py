@@ -100,16 +100,7 @@ class Text:
         )
         environment.filters |= {"pct": percent, "n": whole, "x": fixed, "word": in_letters}
         environment.globals["tables"] = tables
-        functions = (
-            measured,
-            tables.studied,
-            higher,
-            against,
-            date,
-            lead_of_best_fixed,
-            raw,
-            small,
-        )
+        functions = (measured, tables.studied, higher, against, date, lead_of_best_fixed)
         methods = (self.picture, self.figure, self.columns, self.formula, self.table, self.see)
         for function in (*functions, raw, small, *methods):
             environment.globals[function.__name__] = function

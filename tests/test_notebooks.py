@@ -160,6 +160,7 @@ def test_figures_are_numbered_in_order(path, notebook):
     numbers = []
     for caption in re.findall(r"\*(Figures? [^*]*)", text):
         numbers += [int(n) for n in re.findall(rf"{chapter}\.(\d+)", caption.split("*")[0])]
+    assert numbers == sorted(numbers)
     assert numbers[:1] == [1]
     assert list(dict.fromkeys(numbers)) == list(range(1, max(numbers) + 1))
 

@@ -99,7 +99,6 @@ def curves(
     x: Sequence[float],
     panels: Mapping[str, Mapping[str, Sequence[float]]],
     xlabel: str,
-    log: bool = True,
     figure: FigureBase | None = None,
 ) -> Figure:
     """Draw several quantities against one, each in its own panel: for each, lines by name."""
@@ -108,7 +107,7 @@ def curves(
     for ax, (title, lines) in zip(axes.flat, panels.items(), strict=True):
         for name, values in lines.items():
             ax.plot(x, values, label=name)
-        ax.set(xlabel=xlabel, title=title, ylim=(0, None), xscale="log" if log else "linear")
+        ax.set(xlabel=xlabel, title=title, ylim=(0, None), xscale="log")
     axes[0, 0].legend(fontsize=8)
     return fig
 
@@ -499,12 +498,10 @@ def templates_band(
 # ---- the shared space ----------------------------------------------------------------
 
 
-def heatmap(
-    ax: Axes, matrix: ArrayLike, title: str, xlabel: str, ylabel: str, form: str = ".2f"
-) -> None:
+def heatmap(ax: Axes, matrix: ArrayLike, title: str, xlabel: str, ylabel: str) -> None:
     """Draw a matrix with its values written in, into axes of a larger figure."""
     sns.heatmap(
-        np.asarray(matrix), ax=ax, cmap="viridis", annot=True, fmt=form, cbar=False, square=True
+        np.asarray(matrix), ax=ax, cmap="viridis", annot=True, fmt=".2f", cbar=False, square=True
     )
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
 
