@@ -123,10 +123,12 @@ def training(
     started = time.perf_counter()
     history = mc.fit(config, folder, train, dev, progress=False).history
     seen = len(train) // config.train.batch_size * config.train.batch_size * len(history)
+    dev_recalls = history["dev_mean_recall"].to_numpy(float)
+    seconds = history["seconds"].to_numpy(float)
     return {
-        "dev_mean_recall": float(history["dev_mean_recall"].max()),
+        "dev_mean_recall": float(dev_recalls.max()),
         "minutes": (time.perf_counter() - started) / 60,
-        "images_per_second": seen / float(history["seconds"].sum()),
+        "images_per_second": seen / float(seconds.sum()),
         "peak_gpu_gib": torch.cuda.max_memory_allocated() / 2**30,
     }
 

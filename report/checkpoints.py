@@ -63,7 +63,7 @@ def measure_everyday() -> None:
 def zero_shot_on_test(model: mc.MiniCLIP, name: str) -> dict[str, Any]:
     """Return the accuracy on the test part of a labelled set, from its class names alone."""
     data = mc.load_labelled(name)
-    test = np.flatnonzero(~data.first_of_each_class(DEV_PER_CLASS[name]))
+    test = np.flatnonzero(~data.first_of_each_class(DEV_PER_CLASS[name])).tolist()
     classes = [class_phrase(spelled) for spelled in data.classes]
     classifier = mc.ZeroShotClassifier(model, classes, mc.PHOTO_TEMPLATES)
     report = mc.classification(classifier.scores([data.images[i] for i in test]), data.labels[test])
