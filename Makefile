@@ -53,7 +53,7 @@ bench-cross: $(VENV)/.installed ## train and test across Flickr8k and COCO (both
 
 bench-peers: $(VENV)/.installed ## train beside transformers and open_clip, and be measured by clip_benchmark (an hour)
 	$(BIN)/python benchmarks/peers.py
-	$(BIN)/python benchmarks/peers.py evaluation --limit 2000
+	$(BIN)/python benchmarks/peers.py evaluation --limit 500
 
 bench-embedding: $(VENV)/.installed ## images and captions a second, beside transformers, open_clip and the processor's limit
 	$(BIN)/python benchmarks/embedding.py
