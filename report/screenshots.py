@@ -10,7 +10,7 @@ from PIL import Image
 from playwright.sync_api import Locator, Page, Route, ViewportSize, expect, sync_playwright
 
 import minicliplib as mc
-from minicliplib.apps.demo import FREE, Demo, Server, collection
+from minicliplib.apps.demo import FREE, FREE_LIMIT, Demo, Server
 
 FLAGS = (
     "--no-sandbox",
@@ -112,7 +112,7 @@ def main() -> None:
     """Serve the demo, use each tab as a visitor would, and keep an image of it."""
     folder = mc.output_root() / "figures" / "demo"
     folder.mkdir(parents=True, exist_ok=True)
-    demo = Demo(mc.load("everyday"), collection(FREE))
+    demo = Demo(mc.load("everyday"), mc.load_dataset(FREE, "test", limit=FREE_LIMIT))
     with Server(demo) as server, browser(server.url) as (page, _):
         show_images(page)
         photograph(page, folder / "find_images.png")
