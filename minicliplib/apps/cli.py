@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from ..datasets.labelled import LabelledImages
     from ..encoders import ImageLike
     from ..model import MiniCLIP
-    from ..retrieval import Index
+    from ..retrieval import Found, Index
+    from ..scale.photo_folder import Photo, PhotoFolder
 
 DESCRIPTION = "Train a miniature CLIP, search images with it, and name what they show."
 HISTORY_COLUMNS = ["epoch", "loss", "log_batch", "logit_scale", "dev_mean_recall", "seconds"]
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_embed(commands)
     _add_search(commands)
+    _add_duplicates(commands)
     _add_classify(commands)
     _add_demo(commands)
     return parser
@@ -225,6 +228,7 @@ def _add_embed(commands: Commands) -> None:
         metavar="FOLDER",
         help="where the index lies, for search --index",
     )
+    _add_exclude(parser)
     _add_checkpoint(parser)
 
 
@@ -232,7 +236,7 @@ def _embed(options: argparse.Namespace) -> None:
     from ..datasets.images import image_files
     from ..scale.stored_index import stored_index
 
-    paths = image_files(options.folder)
+    paths = image_files(options.folder, options.exclude or ())
     model = _load_model(options.checkpoint)
     _refuse_another(options.out, Path(options.folder).resolve())
 
@@ -275,10 +279,14 @@ def _add_search(commands: Commands) -> None:
     parser.add_argument(
         "--by-image",
         action="store_true",
-        help="take the query as the path of an image",
+        help="take the query as the path of an image, and find others like it",
     )
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--images", metavar="FOLDER", help="your own images")
+    where.add_argument(
+        "--images",
+        metavar="FOLDER",
+        help="your own images, indexed once (the index goes to the cache)",
+    )
     where.add_argument("--index", metavar="FOLDER", help="or an index of them, by embed")
     where.add_argument(
         "--data",
@@ -294,6 +302,12 @@ def _add_search(commands: Commands) -> None:
         type=int,
         help="how many results (default: 5, or all if there are fewer)",
     )
+    _add_exclude(parser)
+    parser.add_argument("--since", metavar="DAY", type=_day, help="taken on 2024-07-31 or later")
+    parser.add_argument("--until", metavar="DAY", type=_day, help="taken on that day or earlier")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--paths", action="store_true", help="print paths alone, one a line")
+    form.add_argument("--json", action="store_true", help="print a list of objects as JSON")
     _add_checkpoint(parser)
     _add_root(parser)
 
@@ -301,25 +315,66 @@ def _add_search(commands: Commands) -> None:
 def _search(options: argparse.Namespace) -> None:
     from ..retrieval import Index
 
-    if options.index:
-        _print_found(_open_index(options), options)
-        return
-
-    model = _load_model(options.checkpoint)
     if options.images:
-        index = Index(model).add_images(_readable_files(options.images), progress=True)
+        _print_photos(_search_folder(options), options)
+        return
+    for name in ("exclude", "since", "until"):
+        if getattr(options, name):
+            raise ValueError(f"--{name} goes with --images FOLDER.")
+
+    if options.index:
+        index = _open_index(options)
     else:
         data = _load_data(options, folder_split="all")
-        index = Index(model).add_images(data.images, progress=True)
-    _print_found(index, options)
-
-
-def _print_found(index: "Index", options: argparse.Namespace) -> None:
-    """Print the best images for the query, with their scores."""
+        index = Index(_load_model(options.checkpoint)).add_images(data.images, progress=True)
     query = Path(options.query) if options.by_image else options.query
     k = min(5, len(index)) if options.k is None else options.k
-    for name, score in index.search(query, k):
-        print(f"{score:.3f}  {name}")
+    _print_found(index.search(query, k), options)
+
+
+def _search_folder(options: argparse.Namespace) -> "list[Photo]":
+    """Search a folder through its stored index."""
+    photos = _open_folder(options.images, options)
+    query = Path(options.query) if options.by_image else options.query
+    k = 5 if options.k is None else options.k
+    if k < 1:
+        raise ValueError(f"-k must be 1 or more, not {k}.")
+    return photos.search(query, k, options.since, options.until)
+
+
+def _open_folder(folder: str, options: argparse.Namespace) -> "PhotoFolder":
+    """Open a folder with its stored index, and embed what is new in it."""
+    from ..scale.memory import keep_freed_memory
+    from ..scale.photo_folder import PhotoFolder
+    from ..scale.text_side import QuickModel
+
+    keep_freed_memory()
+    model = QuickModel(options.checkpoint)
+    photos = PhotoFolder(model, folder, options.exclude or (), progress=True)
+    _report_faults(photos.faults)
+    return photos
+
+
+def _print_photos(photos: "list[Photo]", options: argparse.Namespace) -> None:
+    """Print photos of a folder: scores and paths, or in the form that was asked for."""
+    if options.json:
+        rows = []
+        for photo in photos:
+            row = {"path": str(photo.path), "score": round(photo.score, 4)}
+            rows.append(row | {"day": photo.day.isoformat()})
+        print(json.dumps(rows, indent=1))
+    else:
+        _print_found([(photo.path, photo.score) for photo in photos], options)
+
+
+def _print_found(found: "Found", options: argparse.Namespace) -> None:
+    """Print names with their scores, or in the form that was asked for."""
+    if options.json:
+        rows = [{"path": str(name), "score": round(score, 4)} for name, score in found]
+        print(json.dumps(rows, indent=1))
+        return
+    for name, score in found:
+        print(name if options.paths else f"{score:.3f}  {name}")
 
 
 def _open_index(options: argparse.Namespace) -> "Index":
@@ -336,6 +391,47 @@ def _open_index(options: argparse.Namespace) -> "Index":
     index = Index.load(options.index, model)
     index.names["images"] = [path_of(name) for name in index.names["images"]]
     return index
+
+
+def _day(text: str) -> date:
+    """Read a day such as 2024-07-31."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"give a day as 2024-07-31, not {text!r}") from error
+
+
+# ---- duplicates ------------------------------------------------------------------------------
+
+
+def _add_duplicates(commands: Commands) -> None:
+    text = "list groups of images that are nearly the same"
+    parser = _add_command(commands, "duplicates", _duplicates, text)
+    parser.add_argument("folder", help="your images, indexed once (the index goes to the cache)")
+    parser.add_argument(
+        "--above",
+        type=float,
+        default=0.95,
+        metavar="COSINE",
+        help="how alike they must be, up to 1 (default: %(default)s)",
+    )
+    _add_exclude(parser)
+    parser.add_argument("--json", action="store_true", help="print a list of lists as JSON")
+    _add_checkpoint(parser)
+
+
+def _duplicates(options: argparse.Namespace) -> None:
+    if not 0 < options.above <= 1:
+        raise ValueError(f"--above must be a cosine between 0 and 1, not {options.above}.")
+    photos = _open_folder(options.folder, options)
+    groups = photos.duplicates(options.above)
+    if options.json:
+        print(json.dumps([[str(path) for path in group] for group in groups], indent=1))
+        return
+    for group in groups:
+        print(*group, "", sep="\n")  # an empty line between groups
+    count = sum(len(group) for group in groups)
+    print(f"{len(groups)} groups, {count} of {len(photos.paths):,} images", file=sys.stderr)
 
 
 # ---- classify --------------------------------------------------------------------------------
@@ -501,6 +597,15 @@ def _add_command(
 
 def _add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", help="where the dataset lies (default: the data folder)")
+
+
+def _add_exclude(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        metavar="PATTERN",
+        help="leave out what matches, e.g. '*.png' or 2019 (repeat for more)",
+    )
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser, default: str = "everyday") -> None:

@@ -2,8 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +14,16 @@ from PIL import Image
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
 
+HEIC_EXTENSIONS = {".heic", ".heif"}  # as iPhones take photos; the extra "photos" reads them
+
 # Pillow's names of these kinds. On any other kind it does not even try its rarer decoders.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
+
+# Folders that hold copies made by systems and programs, and what was thrown away.
+SYSTEM_FOLDERS = {
+    *("@eadir", "#recycle", "$recycle.bin", "system volume information"),
+    *("__macosx", "lost+found", "node_modules", "__pycache__"),
+}
 
 # EXIF tells in this tag how the camera was held, and these steps turn the image upright again.
 # ImageOps.exif_transpose rewrites all other tags too, and fails on odd ones.
@@ -53,7 +64,7 @@ def load_image(source: str | Path | Image.Image, hint: int | None = None) -> Ima
     try:
         if isinstance(source, Image.Image):
             return _to_rgb(source)
-        with Image.open(source, formats=FORMATS) as image:
+        with Image.open(source, formats=_formats()) as image:
             if hint:
                 image.draft("RGB", (hint, hint))
             return _to_rgb(image)
@@ -95,8 +106,15 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 # ---- many images ---------------------------------------------------------------------------------
 
 
-def image_files(folder: str | Path) -> list[Path]:
-    """Return all image files in a folder and its subfolders, sorted; hidden ones are left out.
+def image_files(folder: str | Path, exclude: Sequence[str] = ()) -> list[Path]:
+    """Return all image files in a folder and its subfolders, sorted.
+
+    Hidden files and folders are left out, and so are folders of the system.
+
+    Args:
+        folder: the folder.
+        exclude: patterns as a shell has them, such as ``"*.png"`` or ``"2019"``. What matches one
+            is left out: a file or folder by its name, or by its path from ``folder`` on.
 
     Raises:
         DataError: there is no such folder, or no image in it.
@@ -107,20 +125,63 @@ def image_files(folder: str | Path) -> list[Path]:
         raise DataError(f"There is no folder {folder}: name the folder that holds your images.")
 
     found = []
-    for path in folder.rglob("*"):
-        is_image = path.suffix.lower() in EXTENSIONS and path.is_file()
-        if is_image and not _is_hidden(path.relative_to(folder)):
+    unread = 0
+    for path in _wanted_files(folder, exclude):
+        extension = path.suffix.lower()
+        if extension in extensions():
             found.append(path)
+        elif extension in HEIC_EXTENSIONS:
+            unread += 1
 
+    if unread:
+        warnings.warn(
+            f"{unread:,} HEIC images are left out: pip install 'minicliplib[photos]' to read them.",
+            stacklevel=2,
+        )
     if not found:
-        known = " ".join(sorted(EXTENSIONS))
-        raise DataError(f"There is no image in {folder}. Known kinds: {known}.")
+        known = " ".join(sorted(extensions()))
+        besides = " that is not excluded" if exclude else ""
+        raise DataError(f"There is no image in {folder}{besides}. Known kinds: {known}.")
     return sorted(found)
 
 
-def _is_hidden(path: Path) -> bool:
-    """Return whether a file, or a folder that it lies in, has a name that begins with a dot."""
-    return any(part.startswith(".") for part in path.parts)
+def _wanted_files(folder: Path, exclude: Sequence[str]) -> Iterator[Path]:
+    """Walk through a folder, but not into what is hidden, of the system, or excluded."""
+    for place, folders, files in os.walk(folder):
+        inside = Path(place).relative_to(folder)
+        # The walk goes on into what is left in this list.
+        folders[:] = [name for name in folders if _is_wanted(inside / name, exclude)]
+        for name in files:
+            if _is_wanted(inside / name, exclude):
+                yield folder / inside / name
+
+
+def _is_wanted(path: Path, exclude: Sequence[str]) -> bool:
+    """Return whether to look at a file or folder, by its path from the searched folder on."""
+    if path.name.startswith(".") or path.name.lower() in SYSTEM_FOLDERS:
+        return False
+    names = (path.name, path.as_posix())
+    return not any(fnmatch(name, pattern.rstrip("/")) for pattern in exclude for name in names)
+
+
+def extensions() -> set[str]:
+    """Return the endings of the files that can be read here: those of HEIC need the extra."""
+    return EXTENSIONS | HEIC_EXTENSIONS if _reads_heic() else EXTENSIONS
+
+
+def _formats() -> tuple[str, ...]:
+    return (*FORMATS, "HEIF") if _reads_heic() else FORMATS
+
+
+@cache
+def _reads_heic() -> bool:
+    """Let Pillow read HEIC, if pillow-heif is installed, and return whether it can."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ModuleNotFoundError:
+        return False
+    register_heif_opener()
+    return True
 
 
 def readable(images: Sequence[Path | Image.Image]) -> tuple[list[int], list[str]]:

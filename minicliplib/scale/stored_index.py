@@ -28,6 +28,7 @@ def stored_index(
     captions: Sequence[str],
     folder: str | Path,
     progress: bool = False,
+    keep_others: bool = False,
     **options: Any,
 ) -> tuple[Index, list[str]]:
     """Index images and captions, and keep the index in ``folder``.
@@ -45,6 +46,8 @@ def stored_index(
         captions: sentences.
         folder: where the index is kept; it is made if it is not there.
         progress: show a progress bar.
+        keep_others: keep in the folder also what it holds of other files, as long as these are
+            there and have not changed. They are not in the index that is returned.
         options: for ``encode_image``.
 
     Returns:
@@ -59,7 +62,11 @@ def stored_index(
         # Take over what is there and still wanted.
         old = _load_or_start(folder, model)
         index = Index(model)
-        _copy_wanted(old, index, "images", position)
+        others = set()
+        if keep_others:
+            others = {name for name in old.names["images"] if name not in position}
+            others = {name for name in others if _is_unchanged(name)}
+        _copy_wanted(old, index, "images", position.keys() | others)
         _copy_wanted(old, index, "captions", set(captions))
 
         # Embed the rest.
@@ -71,6 +78,11 @@ def stored_index(
         if index.names != old.names:
             index.save(folder)
 
+    if others:
+        whole = index
+        index = Index(model)
+        _copy_wanted(whole, index, "images", position)
+        _copy_wanted(whole, index, "captions", set(captions))
     index.names["images"] = [position[name] for name in index.names["images"]]
     return index, faults
 
@@ -85,6 +97,12 @@ def _stored_name(image: Path | Image.Image) -> str:
     if isinstance(image, Path):
         return f"{image.parent.resolve()}/{identity(image)}"
     return identity(image)
+
+
+def _is_unchanged(name: str) -> bool:
+    """Return whether the file behind a stored name is still there, and the same."""
+    path = path_of(name)
+    return path.is_file() and _stored_name(path) == name
 
 
 def _load_or_start(folder: Path, model: Any) -> Index:

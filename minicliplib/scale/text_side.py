@@ -1,11 +1,20 @@
 """The half of a model that reads sentences: enough to search an index, and quicker to load."""
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..encoders import TextEncoder
 from ..interop.checkpoint import read_checkpoint
-from ..model import MiniCLIP, ProjectionHead, best_device, fingerprint_of, precision_of
+from ..model import (
+    MiniCLIP,
+    ProjectionHead,
+    best_device,
+    fingerprint_of,
+    load,
+    precision_of,
+)
 
 
 class TextSide(nn.Module):
@@ -41,3 +50,27 @@ class TextSide(nn.Module):
     def fingerprint(self) -> str:
         """Return what tells the whole model from others."""
         return self.identity
+
+
+class QuickModel(TextSide):
+    """A model whose image side is loaded when the first image is to be embedded.
+
+    A search in photos that are indexed already needs the text side alone, which loads in half the
+    time.
+    """
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.name = name
+        self._whole: list[MiniCLIP] = []  # a list, so that it is no part of this module
+
+    @property
+    def whole(self) -> MiniCLIP:
+        """The whole model."""
+        if not self._whole:
+            self._whole.append(load(self.name))
+        return self._whole[0]
+
+    def encode_image(self, *args: Any, **options: Any) -> Tensor:
+        """Embed images, as the whole model does."""
+        return self.whole.encode_image(*args, **options)

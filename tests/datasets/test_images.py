@@ -229,3 +229,31 @@ def test_images_of_the_same_bytes_differ_in_mode_size_or_palette():
     assert len({image.tobytes() for image in images}) == 1
     assert len({identity(image) for image in images}) == len(images)
     assert identity(grey.copy()) == identity(grey)
+
+
+def test_hidden_and_system_folders_and_what_is_excluded_are_left_out(tmp_path):
+    names = (
+        *("a.png", "b.jpg", "2019/c.png", "2019/deep/d.png", "trip/e.png", "trip/f.jpg"),
+        *(".thumbs/g.png", "@eaDir/h.png", "trip/__MACOSX/i.png", ".hidden.png"),
+    )
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def found(*exclude):
+        return [path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path, exclude)]
+
+    assert found() == [
+        "2019/c.png",
+        "2019/deep/d.png",
+        "a.png",
+        "b.jpg",
+        "trip/e.png",
+        "trip/f.jpg",
+    ]
+    assert found("2019") == ["a.png", "b.jpg", "trip/e.png", "trip/f.jpg"]
+    assert found("*.png") == ["b.jpg", "trip/f.jpg"]
+    assert found("deep/", "trip/f*") == ["2019/c.png", "a.png", "b.jpg", "trip/e.png"]
+    with pytest.raises(DataError, match="that is not excluded"):
+        found("*")
