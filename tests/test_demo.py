@@ -1,10 +1,13 @@
 """What the demo does, with the shipped model and real files; then its server, without a browser."""
 
 import copy
+import io
+import json
 import os
 import re
 import shutil
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -371,6 +374,35 @@ def test_no_file_can_be_asked_for(server, name):
 def test_no_address_is_fetched(server):
     upload = file_at(f"{server.url}logo.png")
     assert "none is fetched from an address" in call(server, "name", upload, "cat, dog", "a {}.")
+
+
+@pytest.mark.parametrize("path", ["", "config", "gradio_api/info"])
+def test_it_answers_to_its_own_names_only(server, path):
+    port = port_of(server)
+    for name in (f"127.0.0.1:{port}", f"localhost:{port}"):
+        answer = requests.get(server.url + path, headers={"Host": name}, timeout=20)
+        assert answer.status_code == 200
+    answer = requests.get(server.url + path, headers={"Host": "evil.example"}, timeout=20)
+    assert answer.status_code == 400
+    assert "Mini-CLIP" not in answer.text
+
+
+def test_a_page_of_another_site_cannot_read_the_answers(server):
+    answer = requests.get(server.url, headers={"Origin": "http://evil.example"}, timeout=20)
+    assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+def test_many_visitors_get_whole_pictures(server):
+    def ask(_):
+        answer = call(server, "find_images", "a cat", 6, False)
+        found = json.loads(answer.partition("data: ")[2])[0]
+        for item in found:
+            picture = requests.get(item["image"]["url"], timeout=60)
+            Image.open(io.BytesIO(picture.content)).load()  # fails if it is cut off
+        return len(found)
+
+    with ThreadPoolExecutor(20) as visitors:
+        assert list(visitors.map(ask, range(60))) == [6] * 60
 
 
 def test_uploads_are_limited(server):

@@ -5,10 +5,12 @@ the visitor sees. ``Server`` puts gradio's page in front of it. The page is serv
 alone unless you say otherwise, and it asks no other computer for anything.
 """
 
+import hashlib
 import math
 import os
 import re
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -21,6 +23,8 @@ import gradio as gr
 from gradio.data_classes import ImageData
 from gradio.events import Dependency
 from PIL import Image
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ..analysis.relevance import overlay, relevance_map
 from ..datasets.base import CaptionedImages
@@ -63,6 +67,8 @@ FIRST_PICKS = 6
 SPREAD_PICKS = 12
 
 SIDE = 512  # pixels, of an image on the page
+
+OPEN_HOSTS = ("0.0.0.0", "::")  # where the page is served to other computers, too
 
 # A gallery has as many columns as fit. Gradio's own number would hide some of them on a phone.
 CSS = """
@@ -332,7 +338,8 @@ class Server:
     """The page, served until ``close()``, or inside a ``with``.
 
     The size and the kind of uploads are limited, and a visitor cannot ask for any file of this
-    computer. What was uploaded or shown lies in a folder that is deleted when the server closes.
+    computer. A page of another site cannot reach it under that site's name. What was uploaded or
+    shown lies in a folder that is deleted when the server closes.
 
     Args:
         demo: what the page does.
@@ -352,7 +359,7 @@ class Server:
         # If one step fails, the steps before it are undone. If all go well, close() undoes them.
         with ExitStack() as cleanup:
             self.folder = Path(cleanup.enter_context(_folder_for_gradio()))
-            blocks = _page(demo)
+            blocks = _page(demo, Pictures(self.folder / "shown"))
             cleanup.callback(blocks.close, verbose=False)
             _launch(blocks, host, port)
             self.url: str = blocks.local_url or ""
@@ -385,13 +392,41 @@ def _folder_for_gradio() -> Iterator[str]:
                 os.environ[variable] = before
 
 
+class Pictures:
+    """Pictures that the page shows, each written once and whole.
+
+    Gradio would encode a picture anew for each visitor, into the file that others are reading.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.folder.mkdir()
+
+    def file_of(self, picture: Image.Image) -> str:
+        """Return the path of a file that shows a picture."""
+        content = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+        path = self.folder / f"{content[:24]}.jpg"
+        if not path.exists():
+            # Two visitors may write the same picture, each into a file of their own.
+            part = path.with_name(f"{path.stem}-{threading.get_ident()}.part")
+            picture.save(part, "JPEG", quality=90)
+            part.replace(path)
+        return str(path)
+
+
 def _launch(blocks: gr.Blocks, host: str, port: int | None) -> None:
     """Serve a page from a thread of its own, with all that would reach beyond it switched off."""
+    # A site may let its own name lead to this computer, and then ask from the visitor's browser
+    # (DNS rebinding). So only requests to our own names are answered. Who lets other computers in
+    # has a name that we do not know.
+    names = ["*"] if host in OPEN_HOSTS else [host, "127.0.0.1", "localhost"]
+    our_names = Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)
     try:
         blocks.launch(
             server_name=host,
             server_port=port,
             css=CSS,
+            app_kwargs={"middleware": [our_names]},
             prevent_thread_lock=True,
             inline=False,
             quiet=True,
@@ -412,7 +447,7 @@ def _launch(blocks: gr.Blocks, host: str, port: int | None) -> None:
 # ---- the page --------------------------------------------------------------------------------
 
 
-def _page(demo: Demo) -> gr.Blocks:
+def _page(demo: Demo, pictures: Pictures) -> gr.Blocks:
     """Lay out the page: a heading, and a tab for each method of the demo."""
     images = len(demo.index)
     captions = len(demo.index.names["captions"])
@@ -426,7 +461,7 @@ def _page(demo: Demo) -> gr.Blocks:
             "nothing leaves this computer."
         )
         with gr.Tab("Find images"):
-            _find_images_tab(demo)
+            _find_images_tab(demo, pictures)
         with gr.Tab("Find captions"):
             _find_captions_tab(demo, picks)
         with gr.Tab("Name it"):
@@ -441,7 +476,7 @@ def _rows_to_pick(images: int) -> list[int]:
     return sorted(set(first) | set(spread))
 
 
-def _find_images_tab(demo: Demo) -> None:
+def _find_images_tab(demo: Demo, pictures: Pictures) -> None:
     # what the visitor gives
     with gr.Row():
         query = gr.Textbox(
@@ -463,8 +498,12 @@ def _find_images_tab(demo: Demo) -> None:
         interactive=False,
     )
 
+    def find_images(query: str, k: int, why: bool) -> tuple[list[tuple[str, str]], str]:
+        found, text = demo.find_images(query, k, why)
+        return [(pictures.file_of(image), label) for image, label in found], text
+
     # what starts a search
-    find = _listener(demo.find_images, [query, k, why], [gallery, summary])
+    find = _listener(find_images, [query, k, why], [gallery, summary])
     gr.on([query.submit, k.release, why.input], api_name="find_images", **find)
     examples.load_input_event.then(api_visibility="private", **find)
 
