@@ -1,6 +1,7 @@
 """A folder of photos: indexed once, then searched by sentence, by photo and by date."""
 
 import os
+import shutil
 from datetime import date, datetime
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 import minicliplib as mc
-from minicliplib.datasets.images import DataError
+from minicliplib.datasets.images import DataError, load_image
 from minicliplib.scale.photo_folder import EXIF_PART, TAKEN, PhotoFolder, day_taken
 
 
@@ -81,12 +82,17 @@ def test_a_photo_finds_others_like_it_and_not_itself(locked, folder):
     assert first not in [photo.path for photo in found]
 
 
-def test_near_duplicates_form_groups(locked, folder):
-    photos = PhotoFolder(locked, folder)
-    copies = [folder / "2023" / "0.png", folder / "2024" / "again.jpg"]
-    assert photos.duplicates(above=0.98) == [copies]
-    (everything,) = photos.duplicates(above=-1)
-    assert sorted(everything) == sorted(photos.paths)
+def test_near_duplicates_form_groups(locked, tmp_path):
+    for path in mc.load_dataset("photos").images:
+        shutil.copy(path, tmp_path)
+    cat = load_image(tmp_path / "chelsea.png")
+    cat.resize((220, 150)).save(tmp_path / "small.jpg", quality=80)
+    cat.crop((20, 15, 430, 290)).save(tmp_path / "cut.jpg", quality=90)
+
+    photos = PhotoFolder(locked, tmp_path)
+    group = [tmp_path / name for name in ("chelsea.png", "cut.jpg", "small.jpg")]
+    assert photos.duplicates(above=0.9) == [group]
+    assert photos.duplicates(above=1.0) == []
 
 
 def test_photos_are_found_by_their_day(locked, tmp_path):

@@ -336,9 +336,10 @@ def _search_folder(options: argparse.Namespace) -> "list[Photo]":
     """Search a folder through its stored index."""
     photos = _open_folder(options.images, options)
     query = Path(options.query) if options.by_image else options.query
-    k = 5 if options.k is None else options.k
-    if k < 1:
-        raise ValueError(f"-k must be 1 or more, not {k}.")
+    count = len(photos.paths)
+    k = min(5, count) if options.k is None else options.k
+    if not 1 <= k <= count:
+        raise ValueError(f"k must be from 1 to {count}, not {k}.")
     return photos.search(query, k, options.since, options.until)
 
 
