@@ -1,12 +1,15 @@
 """The command line, called as a user calls it."""
 
 import json
+import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,9 @@ import pytest
 import minicliplib as mc
 from minicliplib.apps.cli import main
 
-COMMANDS = ["download", "train", "evaluate", "embed", "search", "classify", "demo"]
+COMMANDS = [
+    *("download", "train", "evaluate", "embed", "search", "duplicates", "classify", "demo"),
+]
 QUICK = ["data.limit=16", "train.batch_size=8", "train.epochs=2", "train.warmup=0"]
 QUERY = "a thing on a beach"
 
@@ -221,6 +226,49 @@ def test_search_by_sentence_and_by_image(run, photos, capsys):
     assert capsys.readouterr().out.splitlines() == lines
 
 
+def test_search_prints_what_other_programs_read(run, photos, capsys):
+    options = ["--images", photos, "--checkpoint", run, "-k", "2"]
+    assert miniclip("search", QUERY, *options) == 0
+    paths = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+
+    assert miniclip("search", QUERY, *options, "--paths") == 0
+    assert capsys.readouterr().out.splitlines() == paths
+
+    assert miniclip("search", QUERY, *options, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["path"] for row in rows] == paths
+    assert {row["day"] for row in rows} == {date.today().isoformat()}  # the files are new
+    assert rows[0]["score"] >= rows[1]["score"]
+
+
+def test_search_leaves_out_patterns_and_other_days(run, photos, capsys):
+    os.utime(photos / "1.png", (0, 0))  # 1970-01-01
+    command = ["search", QUERY, "--images", photos, "--checkpoint", run, "--paths"]
+
+    def found(*options):
+        assert miniclip(*command, *options) == 0
+        return sorted(Path(line).name for line in capsys.readouterr().out.splitlines())
+
+    assert found("--exclude", "0.*") == ["1.png", "2.png"]
+    assert found("--since", "2000-01-01") == ["0.png", "2.png"]
+    assert found("--until", "1999-12-31") == ["1.png"]
+    assert found("--until", "1960-12-31") == []
+
+
+def test_duplicates_lists_groups(run, photos, capsys):
+    shutil.copy(photos / "1.png", photos / "copy of 1.png")
+    command = ["duplicates", photos, "--checkpoint", run, "--above", "0.999"]
+    assert miniclip(*command) == 0
+    said = capsys.readouterr()
+    assert said.out.split("\n") == [str(photos / "1.png"), str(photos / "copy of 1.png"), "", ""]
+    assert "1 groups, 2 of 4 images" in said.err
+
+    assert miniclip(*command, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == [
+        [str(photos / "1.png"), str(photos / "copy of 1.png")]
+    ]
+
+
 def test_embed_keeps_an_index_that_search_opens(run, photos, tmp_path_factory, capsys):
     out = tmp_path_factory.mktemp("index")
     embed = ["embed", photos, "--out", out, "--checkpoint", run]
@@ -362,6 +410,9 @@ WRONG = [
         "search no.jpg --by-image -k 1 --images PHOTOS --checkpoint RUN",
         ["Cannot read the image no.jpg"],
     ),
+    ("search 'a dog' --since 2024-13-01 --images PHOTOS", ["2024-07-31", "'2024-13-01'"]),
+    ("search 'a dog' --exclude '*.png' --data photos", ["--exclude goes with --images"]),
+    ("duplicates PHOTOS --above 2 --checkpoint RUN", ["--above", "2.0"]),
     ("search 'a dog' -k 9 --images PHOTOS --checkpoint RUN", ["k must be from 1 to 3"]),
 ]
 

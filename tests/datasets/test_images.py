@@ -9,6 +9,7 @@ import pytest
 from dataset_files import write_half_an_image, write_image, write_lines
 from PIL import Image
 
+from minicliplib.datasets import images
 from minicliplib.datasets.images import DataError, identity, image_files, load_image, readable
 
 BLACK = (0, 0, 0)
@@ -257,3 +258,21 @@ def test_hidden_and_system_folders_and_what_is_excluded_are_left_out(tmp_path):
     assert found("deep/", "trip/f*") == ["2019/c.png", "a.png", "b.jpg", "trip/e.png"]
     with pytest.raises(DataError, match="that is not excluded"):
         found("*")
+
+
+def test_heic_photos_are_read_where_the_extra_is_installed(tmp_path, monkeypatch):
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.HEIC")
+    Image.new("RGB", (40, 30), "blue").save(tmp_path / "b.png")
+
+    assert [path.name for path in image_files(tmp_path)] == ["a.HEIC", "b.png"]
+    image = load_image(tmp_path / "a.HEIC")
+    assert image.size == (40, 30)
+    red, green, blue = np.asarray(image)[15, 20].tolist()
+    assert red > 200 and green < 60 and blue < 60
+
+    # Without the extra one sentence says what was left out, and how to read it.
+    monkeypatch.setattr(images, "_reads_heic", lambda: False)
+    with pytest.warns(UserWarning, match=r"1 HEIC images are left out: pip install .*photos"):
+        assert [path.name for path in image_files(tmp_path)] == ["b.png"]
