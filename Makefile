@@ -7,7 +7,7 @@ COVERAGE ?=
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 
 .PHONY: run test test-quick typecheck report demo refresh screenshots constraints data clean
-.PHONY: bench bench-towers bench-scale bench-cross bench-peers bench-embedding bench-speedrun bench-ideas bench-gpu
+.PHONY: bench bench-towers bench-scale bench-cross bench-peers bench-embedding bench-speedrun bench-ideas bench-gpu bench-robustness
 
 run: $(VENV)/.installed        ## run notebooks 00-08 on the sample into out/, and print the result
 	$(BIN)/python notebooks/run.py --dataset $(DATASET)
@@ -66,6 +66,9 @@ bench-ideas: $(VENV)/.installed ## learned pooling, and distillation beside a so
 
 bench-gpu: $(VENV)/.installed ## the towers, the recipe and a full fine-tuning on a GPU (ten minutes; Flickr8k must be in data/)
 	$(BIN)/python benchmarks/gpu.py
+
+bench-robustness: $(VENV)/.installed ## the demo's page under twenty visitors at once (two minutes)
+	$(BIN)/python benchmarks/robustness.py
 
 constraints: $(VENV)/.installed ## write the versions of this environment into constraints.txt
 	grep '^#' constraints.txt > constraints.new

@@ -434,6 +434,20 @@ def search() -> str:
     return markdown_table([title, "ms per query, alone", "in a batch of 20"], rows)
 
 
+def under_load() -> str:
+    """Return what many visitors of the page got, and how long they waited."""
+    load = measured("benchmarks", "robustness")["metrics"]["load"]
+    before, after = load["mebibytes_before"], load["mebibytes_after"]
+    rows = [
+        ["visitors at once, for so many seconds", f"{load['visitors']}, {load['seconds']:.0f}"],
+        ["answers, of which broken", f"{load['answers']:,}, {load['broken']:,}"],
+        ["wait for an answer: median (s)", f"{load['median_seconds']:.1f}"],
+        ["95th percentile (s)", f"{load['percentile_95_seconds']:.1f}"],
+        ["memory before and after (MiB)", f"{before:,.0f}, {after:,.0f}"],
+    ]
+    return markdown_table(["the page under load", ""], rows)
+
+
 def step_memory() -> str:
     """Return the peak memory of a training step, at once and in two passes."""
     heads = ["peak memory of a training step (GiB), batch of"]
@@ -949,6 +963,7 @@ def results_page() -> str:
         "The towers": [towers(), towers_note(), links("benchmarks/towers")],
         "On a GPU": [on_gpu(), on_gpu_note(), links("benchmarks/gpu")],
         "Search among a million": [search(), links("benchmarks/scale")],
+        "The page under load": [under_load(), links("benchmarks/robustness")],
         "Memory of training": [step_memory(), step_memory_note(), links("benchmarks/scale")],
         "Notes": [RESULTS_NOTES.format(earlier=earlier()).strip()],
     }
