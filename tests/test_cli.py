@@ -312,7 +312,6 @@ def test_embed_keeps_an_index_that_search_opens(run, photos, tmp_path_factory, c
 @pytest.mark.filterwarnings("default:Left out")
 def test_a_folder_is_used_without_what_cannot_be_read(run, photos, capsys):
     commands = [
-        ["search", QUERY, "--images", photos, "--checkpoint", run],
         ["search", QUERY, "--data", "folder", "--root", photos, "--checkpoint", run],
         ["classify", photos, "--labels", "a drawing,a dog", "--checkpoint", run],
     ]
@@ -335,6 +334,23 @@ def test_a_folder_is_used_without_what_cannot_be_read(run, photos, capsys):
     error = capsys.readouterr().err
     assert "None of the 4 images of 'folder' can be read." in error
     assert "Cannot read the image" in error
+
+
+def test_an_indexed_folder_is_searched_without_what_cannot_be_read(run, photos, capsys):
+    command = ["search", QUERY, "--images", photos, "--checkpoint", run]
+    assert miniclip(*command) == 0
+    whole = capsys.readouterr().out
+
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    assert miniclip(*command) == 0
+    out, error = capsys.readouterr()
+    assert out == whole
+    assert re.search(r"left out: Cannot read the image .*broken.jpg", error)
+
+    for path in photos.glob("*.png"):
+        path.write_bytes(b"no photo")
+    assert miniclip(*command) == 2
+    assert re.search(r"No image in .* can be read, of 4. The first: ", capsys.readouterr().err)
 
 
 # ---- classify and download -------------------------------------------------------------------
