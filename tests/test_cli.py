@@ -261,7 +261,7 @@ def test_duplicates_lists_groups(run, photos, capsys):
     assert miniclip(*command) == 0
     said = capsys.readouterr()
     assert said.out.split("\n") == [str(photos / "1.png"), str(photos / "copy of 1.png"), "", ""]
-    assert "1 groups, 2 of 4 images" in said.err
+    assert "groups: 1, with 2 of 4 images" in said.err
 
     assert miniclip(*command, "--json") == 0
     assert json.loads(capsys.readouterr().out) == [

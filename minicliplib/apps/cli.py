@@ -432,7 +432,7 @@ def _duplicates(options: argparse.Namespace) -> None:
     for group in groups:
         print(*group, "", sep="\n")  # an empty line between groups
     count = sum(len(group) for group in groups)
-    print(f"{len(groups)} groups, {count} of {len(photos.paths):,} images", file=sys.stderr)
+    print(f"groups: {len(groups)}, with {count} of {len(photos.paths):,} images", file=sys.stderr)
 
 
 # ---- classify --------------------------------------------------------------------------------
