@@ -327,20 +327,24 @@ def _search(options: argparse.Namespace) -> None:
     else:
         data = _load_data(options, folder_split="all")
         index = Index(_load_model(options.checkpoint)).add_images(data.images, progress=True)
-    query = Path(options.query) if options.by_image else options.query
-    k = min(5, len(index)) if options.k is None else options.k
-    _print_found(index.search(query, k), options)
+    _print_found(index.search(*_query_and_k(options, len(index))), options)
 
 
 def _search_folder(options: argparse.Namespace) -> "list[Photo]":
     """Search a folder through its stored index."""
+    from ..retrieval import check_k
+
     photos = _open_folder(options.images, options)
-    query = Path(options.query) if options.by_image else options.query
-    count = len(photos.paths)
-    k = min(5, count) if options.k is None else options.k
-    if not 1 <= k <= count:
-        raise ValueError(f"k must be from 1 to {count}, not {k}.")
+    query, k = _query_and_k(options, len(photos.paths))
+    check_k(k, "images", len(photos.paths))
     return photos.search(query, k, options.since, options.until)
+
+
+def _query_and_k(options: argparse.Namespace, size: int) -> tuple[Path | str, int]:
+    """Return what to search for among ``size`` images, and how many to find."""
+    query = Path(options.query) if options.by_image else options.query
+    k = min(5, size) if options.k is None else options.k
+    return query, k
 
 
 def _open_folder(folder: str, options: argparse.Namespace) -> "PhotoFolder":

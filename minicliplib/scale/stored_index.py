@@ -61,13 +61,8 @@ def stored_index(
 
         # Take over what is there and still wanted.
         old = _load_or_start(folder, model)
-        index = Index(model)
-        others = set()
-        if keep_others:
-            others = {name for name in old.names["images"] if name not in position}
-            others = {name for name in others if _is_unchanged(name)}
-        _copy_wanted(old, index, "images", position.keys() | others)
-        _copy_wanted(old, index, "captions", set(captions))
+        others = _unchanged_others(old, position) if keep_others else set()
+        index = _part_of(old, model, position.keys() | others, captions)
 
         # Embed the rest.
         index.add_captions(captions)
@@ -79,10 +74,7 @@ def stored_index(
             index.save(folder)
 
     if others:
-        whole = index
-        index = Index(model)
-        _copy_wanted(whole, index, "images", position)
-        _copy_wanted(whole, index, "captions", set(captions))
+        index = _part_of(index, model, position, captions)
     index.names["images"] = [position[name] for name in index.names["images"]]
     return index, faults
 
@@ -110,6 +102,19 @@ def _load_or_start(folder: Path, model: Any) -> Index:
     with suppress(ValueError):
         return Index.load(folder, model)
     return Index()
+
+
+def _unchanged_others(old: Index, wanted: Collection[str]) -> set[str]:
+    """Return the images of an index that are not wanted now, but are still there, and the same."""
+    return {name for name in old.names["images"] if name not in wanted and _is_unchanged(name)}
+
+
+def _part_of(whole: Index, model: Any, images: Collection[str], captions: Collection[str]) -> Index:
+    """Return an index of those images and captions of another one whose names are wanted."""
+    part = Index(model)
+    _copy_wanted(whole, part, "images", images)
+    _copy_wanted(whole, part, "captions", set(captions))
+    return part
 
 
 def _copy_wanted(old: Index, index: Index, kind: str, wanted: Collection[str]) -> None:
