@@ -68,6 +68,9 @@ SPREAD_PICKS = 12
 
 SIDE = 512  # pixels, of an image on the page
 
+# Variables of the environment; gradio sets the second when it builds a page without analytics.
+GRADIO_SETS = ("GRADIO_TEMP_DIR", "HF_HUB_DISABLE_TELEMETRY")
+
 OPEN_HOSTS = ("0.0.0.0", "::")  # where the page is served to other computers, too
 
 # A gallery has as many columns as fit. Gradio's own number would hide some of them on a phone.
@@ -378,18 +381,21 @@ class Server:
 
 @contextmanager
 def _folder_for_gradio() -> Iterator[str]:
-    """Let gradio keep its files in a folder of our own, which is deleted in the end."""
-    variable = "GRADIO_TEMP_DIR"
-    before = os.environ.get(variable)
+    """Let gradio keep its files in a folder of our own, which is deleted in the end.
+
+    The variables that this and gradio itself set are in the end what they were.
+    """
+    before = {name: os.environ.get(name) for name in GRADIO_SETS}
     with tempfile.TemporaryDirectory(prefix="miniclip-") as folder:
-        os.environ[variable] = folder
+        os.environ["GRADIO_TEMP_DIR"] = folder
         try:
             yield folder
         finally:
-            if before is None:
-                os.environ.pop(variable, None)
-            else:
-                os.environ[variable] = before
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
 
 class Pictures:
